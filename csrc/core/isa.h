@@ -1,0 +1,37 @@
+// The CPU kernels, one table per instruction set, and which of them this process uses.
+#pragma once
+#include <cstdint>
+
+namespace fastvoc {
+
+struct WaveNet;
+struct WaveNetJob;
+class Barrier;
+
+struct CpuKernels {
+  const char* name;
+  void (*gated_activation)(const float* a, const float* b, float* y, std::int64_t n);
+  void (*gated_activation_backward)(const float* dy, const float* a, const float* b, float* da, float* db, std::int64_t n);
+  void (*upsample_fir)(const float* in, const float* weight, float* out, std::int64_t n_frames, std::int64_t first_in,
+                       std::int64_t first_out, std::int64_t n_out, int C, int scale, int n_taps, int freq_taps, int first,
+                       float bias, float slope, int edge);
+  void (*upsample_mix)(const float* in, const float* weight, const float* bias, float* out, std::int64_t n_frames,
+                       std::int64_t first_in, std::int64_t first_out, std::int64_t n_out, int C, int C_out, int scale,
+                       int n_taps, int first, int edge);
+  std::int64_t (*wavenet_workspace)(const WaveNet& net, int n_streams, int n_threads);
+  void (*wavenet_generate)(const WaveNet& net, const WaveNetJob& job, int thread, int n_threads, Barrier& barrier);
+  void (*elementary)(int function, const float* x, float* y, std::int64_t n);  // exp, tanh, sigmoid: for the tests of simd.h
+};
+
+struct Isa {
+  const CpuKernels* kernels;
+  bool supported;      // by this machine and its operating system
+  bool emulated;       // runs anywhere, slowly; for tests, never chosen unasked
+  const char* reason;  // why not, where it is not supported
+};
+
+// Every set that was built, weakest first. Machine and system are asked once.
+int isa_count();
+const Isa& isa(int index);
+
+}  // namespace fastvoc

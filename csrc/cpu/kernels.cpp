@@ -1,0 +1,37 @@
+// The table of this instruction set's kernels (core/isa.h).
+#include "core/isa.h"
+
+#include "cpu/simd.h"
+
+namespace fastvoc::FASTVOC_ISA {
+
+void gated_activation(const float*, const float*, float*, std::int64_t);
+void gated_activation_backward(const float*, const float*, const float*, float*, float*, std::int64_t);
+void upsample_fir(const float*, const float*, float*, std::int64_t, std::int64_t, std::int64_t, std::int64_t, int, int, int,
+                  int, int, float, float, int);
+void upsample_mix(const float*, const float*, const float*, float*, std::int64_t, std::int64_t, std::int64_t, std::int64_t,
+                  int, int, int, int, int, int);
+std::int64_t wavenet_workspace(const WaveNet&, int, int);
+void wavenet_generate(const WaveNet&, const WaveNetJob&, int, int, Barrier&);
+
+namespace {
+
+void elementary(int function, const float* x, float* y, std::int64_t n) {
+  for (std::int64_t i = 0; i + kLanes <= n; i += kLanes) {
+    const vfloat v = load(x + i);
+    store(y + i, function == 0 ? exp(v) : function == 1 ? tanh(v) : sigmoid(v));
+  }
+}
+
+#define FASTVOC_NAME(x) #x
+#define FASTVOC_NAME_OF(x) FASTVOC_NAME(x)
+
+}  // namespace
+
+extern const CpuKernels kKernels;
+const CpuKernels kKernels = {
+    FASTVOC_NAME_OF(FASTVOC_ISA), gated_activation, gated_activation_backward, upsample_fir, upsample_mix,
+    wavenet_workspace, wavenet_generate, elementary,
+};
+
+}  // namespace fastvoc::FASTVOC_ISA

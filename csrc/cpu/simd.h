@@ -1,0 +1,129 @@
+// One vector type per instruction set, in compiler vectors; intrinsics only where the compiler has no word for it.
+//
+// Everything sits in an anonymous namespace inside the instruction set's own: a function that were shared between
+// translation units could be linked from the widest one, and crash older machines. For the same reason no STL here.
+// Units are compiled with -ffp-contract=off: a multiplication and an addition are fused only where fma() says so.
+#pragma once
+#include <cstdint>
+#include <cstring>
+#if defined(__x86_64__) && !defined(FASTVOC_EMULATED)
+#include <immintrin.h>
+#endif
+
+namespace fastvoc::FASTVOC_ISA {
+namespace {
+
+// An emulated unit (FASTVOC_EMULATED) runs the code of the widest sets in plain C++, bit for bit, on any machine.
+#if defined(__AVX512F__) || defined(FASTVOC_EMULATED)
+constexpr int kLanes = 16;
+#elif defined(__AVX2__)
+constexpr int kLanes = 8;
+#else
+constexpr int kLanes = 4;
+#endif
+
+typedef float vfloat __attribute__((vector_size(4 * kLanes)));
+typedef std::int32_t vint __attribute__((vector_size(4 * kLanes)));
+typedef std::uint32_t vuint __attribute__((vector_size(4 * kLanes)));
+
+inline vfloat load(const float* p) { vfloat v; std::memcpy(&v, p, sizeof v); return v; }
+inline void store(float* p, vfloat v) { std::memcpy(p, &v, sizeof v); }
+inline vfloat splat(float x) { return x - vfloat{}; }
+
+inline vfloat fma(vfloat a, vfloat b, vfloat c) {  // a·b + c; one rounding wherever the machine can
+#if defined(FASTVOC_EMULATED)
+  for (int i = 0; i < kLanes; ++i) c[i] = __builtin_fmaf(a[i], b[i], c[i]);
+  return c;
+#elif defined(__AVX512F__)
+  return _mm512_fmadd_ps(a, b, c);
+#elif defined(__FMA__)
+  return _mm256_fmadd_ps(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
+inline vfloat max(vfloat a, vfloat b) { return a < b ? b : a; }  // NaN in a stays: every comparison with it is false
+inline vfloat min(vfloat a, vfloat b) { return a > b ? b : a; }
+inline vfloat abs(vfloat x) { return vfloat(vint(x) & 0x7fffffff); }
+
+inline float sum(vfloat v) {  // by halves, always in this order
+  float lanes[kLanes];
+  store(lanes, v);
+  for (int n = kLanes / 2; n; n /= 2)
+    for (int i = 0; i < n; ++i) lanes[i] += lanes[i + n];
+  return lanes[0];
+}
+
+// e^x.   Max error 1.5 ulp on [-87, 88.3]; below it goes to 1e-38, above to 2e38; NaN stays (measured, all sets).
+// x = n·ln2 + r, |r| <= ln2/2; e^r by a polynomial (Cephes expf), 2^n by adding n to the exponent bits.
+inline vfloat exp(vfloat x) {
+  const vfloat magic = splat(12582912.f);  // 1.5·2²³: adding it rounds to an integer
+  vfloat c = min(max(x, splat(-87.f)), splat(88.3f));
+  const vfloat n = fma(c, splat(1.44269504f), magic) - magic;
+  vfloat r = fma(n, splat(-0.693359375f), c);
+  r = fma(n, splat(2.12194440e-4f), r);
+  vfloat p = splat(1.9875691500e-4f);
+  p = fma(p, r, splat(1.3981999507e-3f));
+  p = fma(p, r, splat(8.3334519073e-3f));
+  p = fma(p, r, splat(4.1665795894e-2f));
+  p = fma(p, r, splat(1.6666665459e-1f));
+  p = fma(p, r, splat(5.0000001201e-1f));
+  p = fma(p, r * r, r + 1.f);
+  const vint exponent = __builtin_convertvector(c == c ? n : vfloat{}, vint) << 23;  // NaN has no integer
+  return vfloat(vint(p) + exponent);
+}
+
+// σ(x) = 1/(1 + e^-x).   Max error 2.5 ulp on [-87, ∞).
+inline vfloat sigmoid(vfloat x) { return 1.f / (1.f + exp(-x)); }
+
+// tanh near 0, where 1 - 2/(e^2x + 1) would cancel: an odd polynomial for |x| < 0.625 (Cephes tanhf).
+inline vfloat tanh_small(vfloat x) {
+  const vfloat z = x * x;
+  vfloat p = splat(-5.70498872745e-3f);
+  p = fma(p, z, splat(2.06390887954e-2f));
+  p = fma(p, z, splat(-5.37397155531e-2f));
+  p = fma(p, z, splat(1.33314422036e-1f));
+  p = fma(p, z, splat(-3.33332819422e-1f));
+  return fma(p * z, x, x);
+}
+
+// tanh(a)·σ(b), with one division for both: tanh is a fraction (e^2|a| - 1)/(e^2|a| + 1) or the polynomial over 1.
+// Max error 3.5 ulp for b > -60; below, the result is under 1e-26 and only its smallness is exact.
+inline vfloat gate(vfloat a, vfloat b) {
+  const vfloat size = min(abs(a), splat(9.1f));  // tanh(9.1) rounds to 1
+  const vfloat e = exp(size + size);
+  const vint sign = vint(a) & vint(vuint{} + 0x80000000u);
+  const auto small = abs(a) < 0.625f;
+  const vfloat top = small ? tanh_small(a) : vfloat(vint(e - 1.f) | sign);
+  const vfloat bottom = small ? splat(1.f) : e + 1.f;
+  const vfloat gated = top / (bottom * (1.f + exp(min(-b, splat(60.f)))));
+  return a == a ? gated : a;
+}
+
+inline vfloat tanh(vfloat a) {
+  const vfloat e = exp(2.f * min(abs(a), splat(9.1f)));
+  const vint sign = vint(a) & vint(vuint{} + 0x80000000u);
+  const vfloat large = vfloat(vint(1.f - 2.f / (e + 1.f)) | sign);
+  return abs(a) < 0.625f ? tanh_small(a) : (a == a ? large : a);
+}
+
+typedef std::uint16_t bf16;
+
+inline bf16 to_bf16(float x) {  // round to nearest even; NaN stays NaN
+  std::uint32_t u;
+  std::memcpy(&u, &x, 4);
+  if ((u & 0x7fffffff) > 0x7f800000) return bf16((u >> 16) | 0x40);
+  return bf16((u + 0x7fff + ((u >> 16) & 1)) >> 16);
+}
+
+inline void to_bf16(const float* x, bf16* y, int n) {
+  for (int i = 0; i < n; ++i) y[i] = to_bf16(x[i]);
+}
+
+// The two halves of 32-bit pairs of bf16, as floats: a bf16 is the upper half of its float.
+inline vfloat even_of(vint pairs) { return vfloat(pairs << 16); }
+inline vfloat odd_of(vint pairs) { return vfloat(pairs & vint(vuint{} + 0xffff0000u)); }
+
+}  // namespace
+}  // namespace fastvoc::FASTVOC_ISA

@@ -1,0 +1,168 @@
+"""One record per operator. The public function, the tests and the benchmarks are all read from it.
+
+The only file that knows torch.library.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+from collections.abc import Callable
+from contextlib import contextmanager
+from functools import cache, partial
+
+import torch
+from torch import Tensor
+
+from fastvoc.errors import BackendUnavailableError, ConfigError, DeviceError, DTypeError, ShapeError
+
+OPS: dict[str, Op | PlanOp] = {}
+ORDER = {"cuda": ("cuda", "triton", "reference"), "cpu": ("cpu", "reference")}
+BACKENDS = ("cuda", "triton", "cpu", "reference")
+
+_lib = torch.library.Library("fastvoc", "DEF")
+_plain = (Tensor, torch.nn.Parameter)
+_forced: str | None = None
+_log = logging.getLogger("fastvoc")
+
+
+class Unsupported(NotImplementedError):
+    """Raised by a backend to decline its inputs, with the reason. The next backend is then tried."""
+
+
+class Op:
+    """A callable operator: one reference, and any number of faster backends with its signature.
+
+    schema     torch.library schema, e.g. "gated_activation(Tensor a, Tensor b) -> Tensor"
+    reference  plain torch; the definition of what the operator means
+    fake       output tensors from input tensors without computing, for torch.compile
+    inputs     (*case, rand) -> arguments;  cases: name -> sizes, taken from real models
+    gradient   a function (grad, *inputs) -> gradients that the Function beside the op uses; documentation only
+    """
+
+    def __init__(self, schema: str, *, reference, fake, inputs, cases, **backends: Callable):
+        self.name = schema.split("(")[0]
+        self.reference, self.inputs, self.cases = reference, inputs, cases
+        self.backends = {**backends, "reference": reference}
+        self.order = {d: [(n, self.backends[n]) for n in names if n in self.backends] for d, names in ORDER.items()}
+        _lib.define(schema, tags=(torch.Tag.needs_contiguous_strides, torch.Tag.pt2_compliant_tag))
+        _lib.impl(self.name, self.run, "CompositeExplicitAutograd")
+        torch.library.register_fake(f"fastvoc::{self.name}", fake, lib=_lib)
+        self._traced = getattr(torch.ops.fastvoc, self.name).default
+        OPS[self.name] = self
+
+    def __call__(self, x: Tensor, *args):
+        # The dispatcher costs microseconds a call and buys nothing in eager mode, so only tracing pays it
+        if torch.compiler.is_compiling() or type(x) not in _plain:
+            return self._traced(x, *args)
+        return self.run(x, *args)
+
+    def run(self, x: Tensor, *args):
+        if _forced:
+            try:
+                return self._backend(_forced)(x, *args)
+            except Unsupported as reason:
+                raise BackendUnavailableError(f"fastvoc.{self.name}: backend {_forced!r} declined: {reason}") from None
+        for name, fn in self.order["cuda" if x.is_cuda else "cpu"]:
+            try:
+                return fn(x, *args)
+            except Unsupported as reason:
+                _say_once(f"fastvoc.{self.name}: {name} declined ({reason}); trying the next backend")
+        raise AssertionError("the reference never declines")
+
+    def _backend(self, name: str) -> Callable:
+        if name not in self.backends:
+            raise BackendUnavailableError(f"fastvoc.{self.name} has no {name!r} backend; it has {list(self.backends)}")
+        return self.backends[name]
+
+    def make_args(self, case, dtype, device, seed=0):
+        rng = torch.Generator(device).manual_seed(seed)
+        return self.inputs(*case, rand=partial(torch.randn, generator=rng, dtype=dtype, device=device))
+
+
+class PlanOp:
+    """An operator whose backends are plans: built once from weights, run many times. No tracing, no gradient."""
+
+    def __init__(self, name: str, **backends: Callable):
+        self.name, self.backends, self.cases = name, backends, {}
+        OPS[name] = self
+
+    def plan(self, device: torch.device, *args, **kwargs):
+        """The plan of the first backend in order for this device that does not decline, or of the forced one."""
+        names = [_forced] if _forced else [n for n in ORDER[device.type] if n in self.backends]
+        for name in names:
+            if name not in self.backends:
+                raise BackendUnavailableError(f"fastvoc.{self.name} has no {name!r} backend; it has {list(self.backends)}")
+            try:
+                return self.backends[name](*args, **kwargs)
+            except Unsupported as reason:
+                if _forced:
+                    raise BackendUnavailableError(f"fastvoc.{self.name}: backend {name!r} declined: {reason}") from None
+                _say_once(f"fastvoc.{self.name}: {name} declined ({reason}); trying the next backend")
+        raise BackendUnavailableError(f"fastvoc.{self.name}: no backend for device {device}")
+
+
+def forced_backend() -> str | None:
+    return _forced
+
+
+@contextmanager
+def backend(name: str):
+    """Force one backend everywhere: `with fastvoc.backend("reference"): ...`. A decline then raises."""
+    global _forced
+    previous, _forced = _forced, _checked(name)
+    try:
+        yield
+    finally:
+        _forced = previous
+
+
+def _checked(name: str) -> str:
+    if name not in BACKENDS:
+        raise ConfigError(f"unknown backend {name!r}; known are {list(BACKENDS)}")
+    return name
+
+
+if os.environ.get("FASTVOC_BACKEND"):
+    _forced = _checked(os.environ["FASTVOC_BACKEND"])
+
+
+def lazy(module: str, name: str) -> Callable:
+    """A function imported on first call, so that `import fastvoc` does not import Triton."""
+    load = cache(lambda: getattr(importlib.import_module(module), name))
+    return lambda *args: load()(*args)
+
+
+def launch(kernel: Callable, *args) -> None:
+    """Call a compiled CPU kernel. Tensors cross as addresses; they must be contiguous and on the CPU."""
+    kernel(*[_address(a) if isinstance(a, Tensor) else a for a in args])
+
+
+def _address(t: Tensor) -> int:
+    if t.get_device() != -1 or not t.is_contiguous():
+        raise DeviceError(f"a kernel expected a contiguous CPU tensor, got strides {t.stride()} on {t.device}")
+    return t.data_ptr()
+
+
+def same_kind(op: str, **tensors: Tensor) -> None:
+    """Raise unless all tensors are floating point, of one dtype, shape and device; the message names the odd one out."""
+    (first_name, first), *others = tensors.items()
+    if not first.is_floating_point():
+        raise DTypeError(f"{op}: {first_name} is {first.dtype}, expected a floating point tensor.", hint="Convert it with .float().")
+    for name, t in others:
+        if t.dtype != first.dtype:
+            raise DTypeError(f"{op}: {first_name} is {first.dtype} but {name} is {t.dtype}.", hint=f"Convert one with .to({first.dtype}).")
+        if t.device != first.device:
+            raise DeviceError(f"{op}: {first_name} is on {first.device} but {name} is on {t.device}.", hint="Move one with .to(device).")
+        if t.shape != first.shape:
+            raise ShapeError(f"{op}: {first_name} is {tuple(first.shape)} but {name} is {tuple(t.shape)}; they must be equal.")
+
+
+def needs_grad(*tensors: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+
+
+@cache
+def _say_once(message: str) -> None:
+    _log.warning(message)

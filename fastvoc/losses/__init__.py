@@ -1,0 +1,12 @@
+"""Training objectives of the autoregressive vocoders: what the network says about the next sample, as -log p.
+
+Every loss takes parameters (B, channels, T) and a target (B, T); params[:, :, t] describes target[:, t], so the shift
+by one sample between a teacher-forced network's input and its target is the caller's.
+"""
+
+from fastvoc.losses.cross_entropy import mulaw_cross_entropy
+from fastvoc.losses.gaussian import gaussian_loss
+from fastvoc.losses.mixture_of_gaussians import mixture_of_gaussians_loss
+from fastvoc.losses.mixture_of_logistics import mixture_of_logistics_loss
+
+__all__ = ["gaussian_loss", "mixture_of_gaussians_loss", "mixture_of_logistics_loss", "mulaw_cross_entropy"]

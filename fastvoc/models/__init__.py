@@ -1,0 +1,38 @@
+"""The vocoders, one per file, and `load`."""
+
+import difflib
+from pathlib import Path
+
+from fastvoc.errors import CheckpointError, ConfigError
+from fastvoc.models.preprocessing import Preprocessing
+from fastvoc.models.pretrained import from_pretrained, read_json
+from fastvoc.models.wavenet import WaveNet, WaveNetConfig
+
+MODELS = {"wavenet": WaveNet}
+
+__all__ = ["MODELS", "Preprocessing", "WaveNet", "WaveNetConfig", "load"]
+
+
+def load(path):
+    """The vocoder of a model folder (config.json, model.safetensors, preprocessor_config.json), or of a checkpoint file
+    of r9y9/wavenet_vocoder (hparams.json beside it) or nv-wavenet's export.
+
+    Raises FileNotFoundError, CheckpointError, ConfigError. Never runs code from a file.
+    """
+    path = Path(path)
+    if not path.exists():
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.iterdir()], 1) if path.parent.is_dir() else []
+        raise FileNotFoundError(f"no such file or folder: {path}" + (f" (did you mean {near[0]}?)" if near else ""))
+    if path.is_file():
+        from fastvoc.checkpoints import load_checkpoint
+
+        return load_checkpoint(path)
+    if not (path / "config.json").is_file():
+        raise CheckpointError(
+            f"{path} is no model folder: it has no config.json",
+            hint="Expected config.json, model.safetensors and preprocessor_config.json.",
+        )
+    family = read_json(path / "config.json").get("family")
+    if family not in MODELS:
+        raise ConfigError(f"{path}: unsupported architecture {family!r}; supported: {sorted(MODELS)}")
+    return from_pretrained(MODELS[family], path)

@@ -1,0 +1,52 @@
+"""What stands between a recording and a vocoder: the mel convention, pre-emphasis and gain (preprocessor_config.json)."""
+
+import dataclasses
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastvoc.audio.mel import MelConfig, mel_spectrogram
+from fastvoc.audio.preemphasis import inv_preemphasis, preemphasis
+from fastvoc.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """mel          the mel convention, with the training set's statistics where the model was trained on them
+    preemphasis  coefficient of the filter in front of the model; undone after it
+    gain         the model works on gain · signal
+    temperature  of sampling, where the caller gives none
+    """
+
+    mel: MelConfig
+    preemphasis: float = 0.0
+    gain: float = 1.0
+    temperature: float = 1.0
+
+    def features(self, wav: np.ndarray) -> Tensor:
+        """(n_samples,) recording -> (n_mels, ⌈n_samples / hop⌉) normalised mel, one frame per hop."""
+        mel = mel_spectrogram(torch.from_numpy(wav), self.mel)
+        return mel[:, : -(-len(wav) // self.mel.hop_length)]
+
+    def to_model(self, wav: np.ndarray) -> np.ndarray:
+        """The signal that the model predicts, in [-1, 1]."""
+        wav = preemphasis(wav, self.preemphasis) if self.preemphasis else wav
+        return np.clip(wav * np.float32(self.gain), -1.0, 1.0)
+
+    def from_model(self, wav: np.ndarray) -> np.ndarray:
+        """The inverse of to_model."""
+        wav = wav / np.float32(self.gain)
+        return inv_preemphasis(wav, self.preemphasis)[0] if self.preemphasis else wav
+
+    def to_dict(self) -> dict:
+        return {**dataclasses.asdict(self), "mel": self.mel.to_dict()}
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "Preprocessing":
+        known = [f.name for f in dataclasses.fields(cls)]
+        for key in values:
+            if key not in known:
+                raise ConfigError(f"preprocessor_config.json: unknown key {key!r}; known are {known}")
+        return cls(**{**values, "mel": MelConfig.from_dict(values["mel"])})

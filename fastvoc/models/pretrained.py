@@ -1,0 +1,118 @@
+"""A model folder: config.json, model.safetensors, preprocessor_config.json."""
+
+import dataclasses
+import difflib
+import json
+from pathlib import Path
+
+import torch
+
+from fastvoc._atomic import atomic_path
+from fastvoc.errors import CheckpointError, ConfigError, CorruptCheckpointError, IncompatibleCheckpointError
+from fastvoc.models.preprocessing import Preprocessing
+
+FORMAT_VERSION = 1
+
+
+def save_pretrained(model, folder) -> None:
+    """Writes the three files, each atomically; the weights first, so that a folder with a config is complete."""
+    from safetensors.torch import save_file
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {k: v.detach().float().contiguous().cpu() for k, v in model.state_dict().items()}
+    with atomic_path(folder / "model.safetensors") as path:
+        save_file(tensors, path, metadata={"format": "pt"})
+    if model.preprocessing is not None:
+        _write_json(folder / "preprocessor_config.json", model.preprocessing.to_dict())
+    values = {"family": model.family, "format_version": FORMAT_VERSION, **dataclasses.asdict(model.config)}
+    _write_json(folder / "config.json", values)
+
+
+def from_pretrained(cls, folder):
+    """The model of a folder. Raises CheckpointError, ConfigError and their kin; never runs code from the files."""
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(
+            f"{folder} is no model folder: it has no config.json",
+            hint="Expected config.json, model.safetensors and preprocessor_config.json.",
+        )
+    config = config_from_dict(cls.Config, read_json(folder / "config.json"), folder / "config.json")
+    model = cls(config)
+    load_weights(model, read_safetensors(folder / "model.safetensors"), folder / "model.safetensors")
+    if (folder / "preprocessor_config.json").is_file():
+        model.preprocessing = Preprocessing.from_dict(read_json(folder / "preprocessor_config.json"))
+    return model.eval()
+
+
+def load_weights(model, tensors: dict[str, torch.Tensor], source) -> None:
+    """load_state_dict with an error that says what does not fit."""
+    expected = model.state_dict()
+    missing = sorted(set(expected) - set(tensors))
+    unexpected = sorted(set(tensors) - set(expected))
+    if missing or unexpected:
+        show = lambda names: ", ".join(names[:10]) + (" …" if len(names) > 10 else "")
+        parts = [f"{what}: {show(names)}" for what, names in (("missing", missing), ("unexpected", unexpected)) if names]
+        raise IncompatibleCheckpointError(f"{source} does not fit its config ({'; '.join(parts)})")
+    for name, value in expected.items():
+        if tensors[name].shape != value.shape:
+            raise IncompatibleCheckpointError(
+                f"{source}: {name} is {tuple(tensors[name].shape)}, the config makes it {tuple(value.shape)}"
+            )
+        if not torch.isfinite(tensors[name]).all():
+            raise CheckpointError(f"{source}: {name} holds NaN or infinity")
+    model.load_state_dict({k: v.float() for k, v in tensors.items()})
+
+
+def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise CheckpointError(f"no weights: {path} is missing")
+    try:
+        return load_file(path)
+    except SafetensorError as fault:
+        raise CorruptCheckpointError(f"{path} is damaged: {fault}", hint="Copy or download it again.") from None
+
+
+def config_from_dict(cls, values: dict, source):
+    """A config dataclass from JSON values; unknown keys are errors with a suggestion."""
+    values = dict(values)
+    version = values.pop("format_version", FORMAT_VERSION)
+    values.pop("family", None)
+    if not isinstance(version, int) or version > FORMAT_VERSION:
+        raise ConfigError(f"{source} has format_version {version!r}; this fastvoc reads {FORMAT_VERSION}", hint="Upgrade fastvoc.")
+    known = [f.name for f in dataclasses.fields(cls)]
+    for key in values:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, 1)
+            raise ConfigError(f"{source}: unknown key {key!r}", hint=f"Did you mean {near[0]!r}?" if near else f"Known are {known}.")
+    try:
+        return cls(**values)
+    except TypeError as fault:
+        raise ConfigError(f"{source}: a value has the wrong type: {fault}") from None
+
+
+def read_json(path: Path) -> dict:
+    def unique(pairs):
+        keys = [k for k, _ in pairs]
+        if len(set(keys)) < len(keys):
+            raise ConfigError(f"{path}: the key {next(k for k in keys if keys.count(k) > 1)!r} appears twice")
+        return dict(pairs)
+
+    def no_constant(name):
+        raise ConfigError(f"{path}: {name} is not JSON")
+
+    try:
+        values = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=unique, parse_constant=no_constant)
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as fault:
+        raise ConfigError(f"{path} is not valid JSON: {fault}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} must hold a JSON object, not {type(values).__name__}")
+    return values
+
+
+def _write_json(path: Path, values: dict) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(values, indent=2) + "\n")

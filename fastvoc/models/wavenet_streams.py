@@ -1,0 +1,98 @@
+"""Generation as it happens: mel goes in piece by piece, samples come out as soon as they are determined.
+
+In chunks of any sizes or in one piece, alone or beside other streams: the same samples, bit for bit.
+"""
+
+import torch
+from torch import Tensor
+
+from fastvoc.audio.mulaw import mulaw_decode
+from fastvoc.errors import ConfigError, FeatureError, ShapeError
+from fastvoc.ops.upsample import StreamingUpsampler
+
+CHUNK_FRAMES = 16  # mel frames whose conditioning is held at once: 16 · 256 samples · 80 bands are 1.3 MB
+
+
+class WaveNetStream:
+    """One utterance in the making. Made by WaveNet.stream(); run by `generate`, alone or together with others.
+
+    state        the engine's memory of it (a tensor); `clone_state` and `restore` pause and resume it
+    upsampler    the mel frames that are still needed
+    """
+
+    def __init__(self, model, plan, *, seed, stream, temperature, speaker, initial, context_given=False):
+        config = model.config
+        self.model, self.plan = model, plan
+        self.state = plan.begin(seed, stream, temperature, initial, speaker)
+        self.upsampler = StreamingUpsampler(model.upsample_stages(), config.cin_channels) if config.cin_channels > 0 else None
+        self.context = 0 if context_given else model.context_frames
+        self.started = self.closed = False
+        self._last_frame = None
+
+    def push(self, mel: Tensor | None = None, last: bool = False) -> None:
+        """mel (n_mels, n_frames): the next frames of the utterance. last: these were all."""
+        if self.closed:
+            raise RuntimeError("this stream has ended; make a new one with model.stream()")
+        if self.upsampler is None:
+            raise ConfigError("this WaveNet takes no mel; generate with infer(n_samples=…)")
+        if mel is not None:
+            mel = self.model.check_mel(mel, dims=2)
+            if not self.started and mel.shape[1]:
+                mel = torch.cat([mel[:, :1].expand(-1, self.context), mel], 1)  # the edge frame stands for what was before
+                self.started = True
+            if mel.shape[1]:
+                self._last_frame = mel[:, -1:]
+        if last:
+            if self._last_frame is None:
+                raise ShapeError("the stream ended without a mel frame", hint="Push at least one frame.")
+            mel = torch.cat([x for x in (mel, self._last_frame.expand(-1, self.context)) if x is not None], 1)
+            self.closed = True
+        self.upsampler.push(mel, last)
+
+    def n_ready(self) -> int:
+        """Samples that can be generated from the mel so far."""
+        return self.upsampler.n_ready()
+
+
+def generate(streams: list[WaveNetStream], n_samples: list[int] | None = None, noise=None, forced=None, parameters=False):
+    """Generates every stream's ready samples (or n_samples of each), all in one batch of the engine.
+
+    noise, forced: per stream tensors of at least that length, or None.
+    -> per stream (n,) samples as drawn (classes for a softmax model), and with parameters=True (n, out_channels)
+    """
+    ready = [s.n_ready() for s in streams]
+    wanted = ready if n_samples is None else n_samples
+    if any(n > r for n, r in zip(wanted, ready)):
+        raise ShapeError(f"asked for {wanted} samples, the mel so far determines {ready}", hint="Push more mel first.")
+    plan, scale = streams[0].plan, streams[0].model.samples_per_frame
+    pieces = [[] for _ in streams]
+    given = [[] for _ in streams]
+    done = [0] * len(streams)
+    while any(d < n for d, n in zip(done, wanted)):
+        active = [i for i in range(len(streams)) if done[i] < wanted[i]]
+        counts = [min(wanted[i] - done[i], max(CHUNK_FRAMES * scale, 1)) for i in active]
+        part = lambda x: None if x is None else [x[i][done[i] : done[i] + n] for i, n in zip(active, counts)]
+        cond = [streams[i].upsampler.take(n) for i, n in zip(active, counts)]
+        out, params = plan.run(
+            [streams[i].state for i in active], counts, cond, noise=part(noise), forced=part(forced), parameters=parameters
+        )
+        for k, i in enumerate(active):
+            done[i] += counts[k]
+            pieces[i].append(out[k])
+            if parameters:
+                given[i].append(params[k])
+    empty = torch.empty(0)
+    waves = [torch.cat(p) if p else empty for p in pieces]
+    return waves, [torch.cat(g) if g else empty for g in given] if parameters else None
+
+
+def as_wave(config, drawn: Tensor) -> Tensor:
+    """What the engine drew as sample values in [-1, 1]."""
+    return mulaw_decode(drawn.long(), config.out_channels) if config.head == "softmax" else drawn
+
+
+def check_finite(mel: Tensor) -> None:
+    finite = torch.isfinite(mel)
+    if not finite.all():
+        at = tuple(int(i) for i in (~finite).nonzero()[0])
+        raise FeatureError(f"the mel holds {float(mel[at])} at index {at}", hint="Look for silence that met a logarithm of 0.")

@@ -1,0 +1,49 @@
+"""Build fastvoc: CMake makes fastvoc/_C, setuptools packs it. Metadata lives in pyproject.toml.
+
+Environment: CMAKE_ARGS (passed on), CMAKE_BUILD_PARALLEL_LEVEL,
+FASTVOC_EMULATED_ISAS=1 (also build what the tests need to run AMX code on machines without AMX).
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent.resolve()
+
+
+class CMakeBuild(build_ext):
+    def build_extension(self, ext):
+        import pybind11
+
+        package = Path(self.get_ext_fullpath(ext.name)).parent.resolve()
+        build = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
+        configure = [
+            "cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release",
+            f"-DPython_EXECUTABLE={sys.executable}",
+            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+            f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={package}",
+            f"-DFASTVOC_EMULATED_ISAS={'ON' if os.environ.get('FASTVOC_EMULATED_ISAS') == '1' else 'OFF'}",
+            *os.environ.get("CMAKE_ARGS", "").split(),
+        ]
+        subprocess.run(configure, check=True)
+        jobs = os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL", str(os.cpu_count()))
+        subprocess.run(["cmake", "--build", str(build), "--parallel", jobs], check=True)
+
+
+setup(
+    packages=[
+        "fastvoc", "fastvoc.audio", "fastvoc.checkpoints", "fastvoc.demo", "fastvoc.layers",
+        "fastvoc.losses", "fastvoc.models", "fastvoc.ops", "fastvoc.training",
+    ],
+    package_data={
+        "fastvoc": ["py.typed"],
+        "fastvoc.demo": ["*.wav", "text/*.txt", "wavenet/*"],
+        "fastvoc.training": ["recipes/*.json"],
+    },
+    ext_modules=[Extension("fastvoc._C", sources=[])],
+    cmdclass={"build_ext": CMakeBuild},
+)
