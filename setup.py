@@ -22,7 +22,14 @@ class CMakeBuild(build_ext):
         package = Path(self.get_ext_fullpath(ext.name)).parent.resolve()
         build = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
         configure = [
-            "cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release",
+            "cmake",
+            "-S",
+            str(ROOT),
+            "-B",
+            str(build),
+            "-G",
+            "Ninja",
+            "-DCMAKE_BUILD_TYPE=Release",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={package}",
@@ -36,8 +43,16 @@ class CMakeBuild(build_ext):
 
 setup(
     packages=[
-        "fastvoc", "fastvoc.audio", "fastvoc.checkpoints", "fastvoc.demo", "fastvoc.layers",
-        "fastvoc.losses", "fastvoc.models", "fastvoc.ops", "fastvoc.training",
+        "fastvoc",
+        "fastvoc.audio",
+        "fastvoc.checkpoints",
+        "fastvoc.cli",
+        "fastvoc.demo",
+        "fastvoc.layers",
+        "fastvoc.losses",
+        "fastvoc.models",
+        "fastvoc.ops",
+        "fastvoc.training",
     ],
     package_data={
         "fastvoc": ["py.typed"],

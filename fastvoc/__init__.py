@@ -49,5 +49,12 @@ set_num_threads(int(os.environ.get("FASTVOC_NUM_THREADS") or torch.get_num_threa
 from fastvoc.models import WaveNet, load  # noqa: E402  (the models need the settings above)
 
 __all__ = [
-    "WaveNet", "__version__", "backend", "cpu_isa", "get_num_threads", "load", "set_cpu_isa", "set_num_threads",
+    "WaveNet",
+    "__version__",
+    "backend",
+    "cpu_isa",
+    "get_num_threads",
+    "load",
+    "set_cpu_isa",
+    "set_num_threads",
 ]

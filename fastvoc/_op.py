@@ -54,7 +54,7 @@ class Op:
 
     def __call__(self, x: Tensor, *args):
         # The dispatcher costs microseconds a call and buys nothing in eager mode, so only tracing pays it
-        if torch.compiler.is_compiling() or type(x) not in _plain:
+        if torch.compiler.is_compiling() or type(x) not in _plain or x.is_meta:
             return self._traced(x, *args)
         return self.run(x, *args)
 
@@ -93,7 +93,9 @@ class PlanOp:
         names = [_forced] if _forced else [n for n in ORDER[device.type] if n in self.backends]
         for name in names:
             if name not in self.backends:
-                raise BackendUnavailableError(f"fastvoc.{self.name} has no {name!r} backend; it has {list(self.backends)}")
+                raise BackendUnavailableError(
+                    f"fastvoc.{self.name} has no {name!r} backend; it has {list(self.backends)}"
+                )
             try:
                 return self.backends[name](*args, **kwargs)
             except Unsupported as reason:
@@ -140,7 +142,7 @@ def launch(kernel: Callable, *args) -> None:
 
 
 def _address(t: Tensor) -> int:
-    if t.get_device() != -1 or not t.is_contiguous():
+    if not t.is_cpu or not t.is_contiguous():
         raise DeviceError(f"a kernel expected a contiguous CPU tensor, got strides {t.stride()} on {t.device}")
     return t.data_ptr()
 
@@ -149,14 +151,24 @@ def same_kind(op: str, **tensors: Tensor) -> None:
     """Raise unless all tensors are floating point, of one dtype, shape and device; the message names the odd one out."""
     (first_name, first), *others = tensors.items()
     if not first.is_floating_point():
-        raise DTypeError(f"{op}: {first_name} is {first.dtype}, expected a floating point tensor.", hint="Convert it with .float().")
+        raise DTypeError(
+            f"{op}: {first_name} is {first.dtype}, expected a floating point tensor.", hint="Convert it with .float()."
+        )
     for name, t in others:
         if t.dtype != first.dtype:
-            raise DTypeError(f"{op}: {first_name} is {first.dtype} but {name} is {t.dtype}.", hint=f"Convert one with .to({first.dtype}).")
+            raise DTypeError(
+                f"{op}: {first_name} is {first.dtype} but {name} is {t.dtype}.",
+                hint=f"Convert one with .to({first.dtype}).",
+            )
         if t.device != first.device:
-            raise DeviceError(f"{op}: {first_name} is on {first.device} but {name} is on {t.device}.", hint="Move one with .to(device).")
+            raise DeviceError(
+                f"{op}: {first_name} is on {first.device} but {name} is on {t.device}.",
+                hint="Move one with .to(device).",
+            )
         if t.shape != first.shape:
-            raise ShapeError(f"{op}: {first_name} is {tuple(first.shape)} but {name} is {tuple(t.shape)}; they must be equal.")
+            raise ShapeError(
+                f"{op}: {first_name} is {tuple(first.shape)} but {name} is {tuple(t.shape)}; they must be equal."
+            )
 
 
 def needs_grad(*tensors: Tensor) -> bool:

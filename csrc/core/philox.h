@@ -28,8 +28,8 @@ struct Philox {
   }
 };
 
-// 24 bits to the middle of their interval: never 0, never 1.
-inline float uniform(std::uint32_t word) { return (float(word >> 8) + 0.5f) * 5.9604644775390625e-8f; }
+// 23 bits to the middle of their interval: never 0 and, unlike with 24, never rounded to 1.
+inline float uniform(std::uint32_t word) { return (float(word >> 9) + 0.5f) * 1.1920928955078125e-7f; }
 
 }  // namespace
 }  // namespace fastvoc::FASTVOC_ISA

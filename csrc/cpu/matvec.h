@@ -18,10 +18,20 @@ namespace {
 
 constexpr int kRegisters = kLanes == 16 ? 32 : 16;
 
+// Zeroes registers. `= {}` would do, but the compiler then clears an array in memory, 1 KB at a time.
+template <int M, int NV>
+inline void clear(vfloat (&sums)[M][NV]) {
+#pragma GCC unroll 4
+  for (int m = 0; m < M; ++m)
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) sums[m][v] = vfloat{};
+}
+
 // out[m][v] for NV vectors of outputs and M columns; `out` rows are kMaxPanel apart.
 template <int NV, int M>
 inline void block(const float* w, int width, const float* in, int ld, int K, float* out) {
-  vfloat even[M][NV] = {}, odd[M][NV] = {};
+  vfloat even[M][NV], odd[M][NV];
+  clear(even), clear(odd);
   for (int k = 0; k < K; k += 2, w += 2 * width) {
 #pragma GCC unroll 4
     for (int v = 0; v < NV; ++v) {
@@ -33,7 +43,9 @@ inline void block(const float* w, int width, const float* in, int ld, int K, flo
       }
     }
   }
+#pragma GCC unroll 4
   for (int m = 0; m < M; ++m)
+#pragma GCC unroll 4
     for (int v = 0; v < NV; ++v) store(out + m * kMaxPanel + v * kLanes, even[m][v] + odd[m][v]);
 }
 
@@ -51,7 +63,8 @@ inline vfloat dot_pairs(vfloat sum, vint a, vint b) {
 
 template <int NV, int M>
 inline void block(const bf16* w, int width, const bf16* in, int ld, int K, float* out) {
-  vfloat first[M][NV] = {}, second[M][NV] = {};
+  vfloat first[M][NV], second[M][NV];
+  clear(first), clear(second);
   for (int k = 0; k < K; k += 4, w += 4 * width) {
     for (int m = 0; m < M; ++m) {
       std::int32_t x[2];
@@ -63,7 +76,9 @@ inline void block(const bf16* w, int width, const bf16* in, int ld, int K, float
       }
     }
   }
+#pragma GCC unroll 4
   for (int m = 0; m < M; ++m)
+#pragma GCC unroll 4
     for (int v = 0; v < NV; ++v) store(out + m * kMaxPanel + v * kLanes, first[m][v] + second[m][v]);
 }
 typedef bf16 Operand16;  // what the columns of a bf16 product are read as
@@ -72,9 +87,11 @@ typedef bf16 Operand16;  // what the columns of a bf16 product are read as
 
 template <int NV, int M>
 inline void block(const bf16* w, int width, const float* in, int ld, int K, float* out) {
-  vfloat y[M][NV] = {};
+  vfloat y[M][NV];
+  clear(y);
   for (int k = 0; k < K; k += 32) {
-    vfloat even[M][NV] = {}, odd[M][NV] = {};
+    vfloat even[M][NV], odd[M][NV];
+    clear(even), clear(odd);
     for (int p = 0; p < 32; p += 2, w += 2 * width) {
 #pragma GCC unroll 4
       for (int v = 0; v < NV; ++v) {
@@ -87,10 +104,14 @@ inline void block(const bf16* w, int width, const float* in, int ld, int K, floa
         }
       }
     }
+#pragma GCC unroll 4
     for (int m = 0; m < M; ++m)
+#pragma GCC unroll 4
       for (int v = 0; v < NV; ++v) y[m][v] += even[m][v] + odd[m][v];
   }
+#pragma GCC unroll 4
   for (int m = 0; m < M; ++m)
+#pragma GCC unroll 4
     for (int v = 0; v < NV; ++v) store(out + m * kMaxPanel + v * kLanes, y[m][v]);
 }
 typedef float Operand16;  // widened beforehand: a broadcast straight from memory is free, a shift for each is not
@@ -111,7 +132,8 @@ inline void panel_columns(const W* panel, int width, int n, const X* in, int ld,
 }
 
 template <class W, class X>
-inline void panel_product(const W* panel, int width, int n, const X* in, int ld, int M, int K, float* out) {
+__attribute__((noinline)) void panel_product(  // one copy for all callers: the loops inside are long, the call is nothing
+    const W* panel, int width, int n, const X* in, int ld, int M, int K, float* out) {
   int m = 0;
   for (; m + 4 <= M; m += 4) panel_columns<4>(panel, width, n, in + m * ld, ld, K, out + m * kMaxPanel);
   for (; m + 2 <= M; m += 2) panel_columns<2>(panel, width, n, in + m * ld, ld, K, out + m * kMaxPanel);
@@ -150,10 +172,7 @@ inline void product(const Matrix& W, const bf16* in, int ld, int M, int first, i
     columns = reinterpret_cast<const Operand16*>(scratch);
     if (!tiles)
       for (int m = 0; m < M; ++m)
-        for (int k = 0; k < W.K; ++k) {
-          const std::uint32_t u = std::uint32_t(in[m * ld + k]) << 16;
-          std::memcpy(scratch + m * W.K + k, &u, 4);
-        }
+        widen(in + m * ld, scratch + m * W.K, W.K);
   }
   for (int p = first; p < last; ++p) {
     const int n0 = p * W.width, n = n0 + W.width <= W.N ? W.width : W.N - n0;

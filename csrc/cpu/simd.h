@@ -110,15 +110,24 @@ inline vfloat tanh(vfloat a) {
 
 typedef std::uint16_t bf16;
 
-inline bf16 to_bf16(float x) {  // round to nearest even; NaN stays NaN
-  std::uint32_t u;
-  std::memcpy(&u, &x, 4);
-  if ((u & 0x7fffffff) > 0x7f800000) return bf16((u >> 16) | 0x40);
-  return bf16((u + 0x7fff + ((u >> 16) & 1)) >> 16);
+typedef std::uint16_t vhalf __attribute__((vector_size(2 * kLanes)));
+
+inline void to_bf16(const float* x, bf16* y, int n) {  // to nearest even; NaN stays NaN; n a multiple of kLanes
+  for (int i = 0; i < n; i += kLanes) {
+    const vfloat v = load(x + i);
+    const vuint u = vuint(v);
+    const vuint rounded = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
+    const vhalf h = __builtin_convertvector(v == v ? rounded : (u >> 16) | 0x40, vhalf);
+    std::memcpy(y + i, &h, sizeof h);
+  }
 }
 
-inline void to_bf16(const float* x, bf16* y, int n) {
-  for (int i = 0; i < n; ++i) y[i] = to_bf16(x[i]);
+inline void widen(const bf16* x, float* y, int n) {  // n a multiple of kLanes
+  for (int i = 0; i < n; i += kLanes) {
+    vhalf h;
+    std::memcpy(&h, x + i, sizeof h);
+    store(y + i, vfloat(__builtin_convertvector(h, vuint) << 16));
+  }
 }
 
 // The two halves of 32-bit pairs of bf16, as floats: a bf16 is the upper half of its float.

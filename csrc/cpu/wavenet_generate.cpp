@@ -21,6 +21,17 @@ namespace {
 inline void convert(const float* x, float* y, int n) { std::memcpy(y, x, n * 4); }
 inline void convert(const float* x, bf16* y, int n) { to_bf16(x, y, n); }
 
+// n of any size; `to` has room for whole vectors, and what lies behind n stays zero
+template <class X>
+inline void convert_row(const float* from, X* to, int n) {
+  int i = n / kLanes * kLanes;
+  convert(from, to, i);
+  if (i == n) return;
+  float rest[kLanes] = {};
+  std::memcpy(rest, from + i, (n - i) * sizeof(float));
+  convert(rest, to + i, kLanes);
+}
+
 // Denormals count as zero while we run, as AMX has it: a decaying state would else slow each product several times.
 struct FlushDenormals {
 #if defined(__x86_64__)
@@ -141,7 +152,7 @@ class Generator {
         for (int m = 0; m < M_; ++m) {
           X* to = b_.mel + (std::int64_t(s) * M_ + m) * net_.C;
           std::memset((void*)to, 0, net_.C * sizeof(X));
-          convert(job_.cond[m] + std::int64_t(t + s) * job_.cond_ld, to, job_.cond_ld);
+          convert_row(job_.cond[m] + std::int64_t(t + s) * job_.cond_ld, to, job_.cond_ld);
         }
     barrier_.wait();
     const Matrix& W = net_.cond;

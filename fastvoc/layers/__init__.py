@@ -1,0 +1,21 @@
+"""Drop-in modules with the originals' constructors and parameter names."""
+
+from fastvoc.layers.causal_conv1d import CausalConv1d
+from fastvoc.layers.gated_activation import GatedActivation
+from fastvoc.layers.upsample import (
+    ConvInUpsampleNetwork,
+    ConvTranspose1dUpsampleNetwork,
+    ConvTranspose2dUpsampleNetwork,
+    Stretch2d,
+    UpsampleNetwork,
+)
+
+__all__ = [
+    "CausalConv1d",
+    "ConvInUpsampleNetwork",
+    "ConvTranspose1dUpsampleNetwork",
+    "ConvTranspose2dUpsampleNetwork",
+    "GatedActivation",
+    "Stretch2d",
+    "UpsampleNetwork",
+]

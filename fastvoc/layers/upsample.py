@@ -29,7 +29,9 @@ class Stretch2d(nn.Module):
     def __init__(self, x_scale: int, y_scale: int = 1, mode: str = "nearest"):
         super().__init__()
         if y_scale != 1 or mode not in ("nearest", "bilinear"):
-            raise ConfigError(f"Stretch2d: got y_scale={y_scale}, mode={mode!r}; expected y_scale=1, nearest or bilinear")
+            raise ConfigError(
+                f"Stretch2d: got y_scale={y_scale}, mode={mode!r}; expected y_scale=1, nearest or bilinear"
+            )
         self.x_scale, self.mode = x_scale, mode
 
     def forward(self, x: Tensor) -> Tensor:
@@ -40,8 +42,14 @@ class UpsampleNetwork(nn.Module):
     """r9y9's UpsampleNetwork: per scale a stretch and a smoothing Conv2d over (frequency, time), no bias."""
 
     def __init__(
-        self, upsample_scales, upsample_activation="none", upsample_activation_params=None, mode="nearest",
-        freq_axis_kernel_size=1, cin_pad=0, cin_channels=80,
+        self,
+        upsample_scales,
+        upsample_activation="none",
+        upsample_activation_params=None,
+        mode="nearest",
+        freq_axis_kernel_size=1,
+        cin_pad=0,
+        cin_channels=80,
     ):
         super().__init__()
         if upsample_activation not in ACTIVATIONS:
@@ -88,14 +96,26 @@ class ConvInUpsampleNetwork(nn.Module):
     """
 
     def __init__(
-        self, upsample_scales, upsample_activation="none", upsample_activation_params=None, mode="nearest",
-        freq_axis_kernel_size=1, cin_pad=0, cin_channels=80,
+        self,
+        upsample_scales,
+        upsample_activation="none",
+        upsample_activation_params=None,
+        mode="nearest",
+        freq_axis_kernel_size=1,
+        cin_pad=0,
+        cin_channels=80,
     ):
         super().__init__()
         self.context = cin_pad
         self.conv_in = nn.Conv1d(cin_channels, cin_channels, 2 * cin_pad + 1, bias=False)
         self.upsample = UpsampleNetwork(
-            upsample_scales, upsample_activation, upsample_activation_params, mode, freq_axis_kernel_size, 0, cin_channels
+            upsample_scales,
+            upsample_activation,
+            upsample_activation_params,
+            mode,
+            freq_axis_kernel_size,
+            0,
+            cin_channels,
         )
         self.scale = self.upsample.scale
         self.is_linear_in_time = self.upsample.is_linear_in_time
@@ -121,7 +141,9 @@ class ConvTranspose2dUpsampleNetwork(nn.Module):
         self.up_layers = nn.Sequential()
         for scale in self.scales:
             if (kernel_factor - 1) * scale % 2:
-                raise ConfigError(f"upsample_scales: got {scale} with kernel_factor {kernel_factor}; the padding is no integer")
+                raise ConfigError(
+                    f"upsample_scales: got {scale} with kernel_factor {kernel_factor}; the padding is no integer"
+                )
             kernel = (freq_axis_kernel_size, kernel_factor * scale)
             padding = ((freq_axis_kernel_size - 1) // 2, (kernel_factor - 1) * scale // 2)
             conv = nn.ConvTranspose2d(1, 1, kernel, stride=(1, scale), padding=padding)
@@ -135,7 +157,9 @@ class ConvTranspose2dUpsampleNetwork(nn.Module):
 
     def stages(self) -> list:
         return [
-            Fir.transposed(conv.weight.detach()[0, 0], conv.bias.detach(), conv.stride[1], conv.padding[1], negative_slope(act))
+            Fir.transposed(
+                conv.weight.detach()[0, 0], conv.bias.detach(), conv.stride[1], conv.padding[1], negative_slope(act)
+            )
             for conv, act in zip(self.up_layers[::2], self.up_layers[1::2])
         ]
 
@@ -163,6 +187,9 @@ class ConvTranspose1dUpsampleNetwork(nn.Module):
 NETWORKS = {
     cls.__name__: cls
     for cls in (
-        UpsampleNetwork, ConvInUpsampleNetwork, ConvTranspose2dUpsampleNetwork, ConvTranspose1dUpsampleNetwork,
+        UpsampleNetwork,
+        ConvInUpsampleNetwork,
+        ConvTranspose2dUpsampleNetwork,
+        ConvTranspose1dUpsampleNetwork,
     )
 }

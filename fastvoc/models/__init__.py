@@ -21,7 +21,11 @@ def load(path):
     """
     path = Path(path)
     if not path.exists():
-        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.iterdir()], 1) if path.parent.is_dir() else []
+        near = (
+            difflib.get_close_matches(path.name, [p.name for p in path.parent.iterdir()], 1)
+            if path.parent.is_dir()
+            else []
+        )
         raise FileNotFoundError(f"no such file or folder: {path}" + (f" (did you mean {near[0]}?)" if near else ""))
     if path.is_file():
         from fastvoc.checkpoints import load_checkpoint

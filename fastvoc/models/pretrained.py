@@ -52,7 +52,9 @@ def load_weights(model, tensors: dict[str, torch.Tensor], source) -> None:
     unexpected = sorted(set(tensors) - set(expected))
     if missing or unexpected:
         show = lambda names: ", ".join(names[:10]) + (" …" if len(names) > 10 else "")
-        parts = [f"{what}: {show(names)}" for what, names in (("missing", missing), ("unexpected", unexpected)) if names]
+        parts = [
+            f"{what}: {show(names)}" for what, names in (("missing", missing), ("unexpected", unexpected)) if names
+        ]
         raise IncompatibleCheckpointError(f"{source} does not fit its config ({'; '.join(parts)})")
     for name, value in expected.items():
         if tensors[name].shape != value.shape:
@@ -82,12 +84,16 @@ def config_from_dict(cls, values: dict, source):
     version = values.pop("format_version", FORMAT_VERSION)
     values.pop("family", None)
     if not isinstance(version, int) or version > FORMAT_VERSION:
-        raise ConfigError(f"{source} has format_version {version!r}; this fastvoc reads {FORMAT_VERSION}", hint="Upgrade fastvoc.")
+        raise ConfigError(
+            f"{source} has format_version {version!r}; this fastvoc reads {FORMAT_VERSION}", hint="Upgrade fastvoc."
+        )
     known = [f.name for f in dataclasses.fields(cls)]
     for key in values:
         if key not in known:
             near = difflib.get_close_matches(key, known, 1)
-            raise ConfigError(f"{source}: unknown key {key!r}", hint=f"Did you mean {near[0]!r}?" if near else f"Known are {known}.")
+            raise ConfigError(
+                f"{source}: unknown key {key!r}", hint=f"Did you mean {near[0]!r}?" if near else f"Known are {known}."
+            )
     try:
         return cls(**values)
     except TypeError as fault:

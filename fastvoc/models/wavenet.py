@@ -4,7 +4,7 @@
     Shen et al. 2018, "Natural TTS Synthesis by Conditioning WaveNet on Mel Spectrogram Predictions", section 2.3
 
 The module has the constructor and the parameter names of r9y9/wavenet_vocoder, so that its state_dict loads as it is.
-`forward` is the teacher-forced, parallel form for training; `infer` generates on the engine (fastvoc/ops/wavenet_generate.py).
+`forward` is the teacher-forced, parallel form for training; `infer` (wavenet_infer.py) generates on the engine.
 """
 
 import math
@@ -14,14 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import fastvoc
-from fastvoc._op import forced_backend
-from fastvoc.audio.mulaw import mulaw_encode
-from fastvoc.errors import ConfigError, DeviceError, DTypeError, ShapeError
+from fastvoc.errors import ConfigError, ShapeError
 from fastvoc.layers.upsample import NETWORKS
 from fastvoc.models import pretrained
-from fastvoc.models.wavenet_streams import WaveNetStream, as_wave, check_finite, generate
-from fastvoc.ops.wavenet_generate import WaveNetWeights, wavenet_generate
+from fastvoc.models.wavenet_infer import Generation
+from fastvoc.ops.wavenet_generate import WaveNetWeights
+
+FRONT_ACTIVATIONS = {"none": lambda x: x, "relu": F.relu, "tanh": torch.tanh}
 
 
 @dataclass
@@ -52,14 +51,23 @@ class WaveNetConfig:
     skip_scale: float | None = None  # of the summed skips; None: √(1/layers); nv-wavenet: 1
     conditioning_bias: bool = False  # nv-wavenet and r9y9 2018: the conditioning 1×1 has a bias
     head_channels: int | None = None  # between the two last 1×1; None: skip_out_channels; nv-wavenet: out_channels
+    start: float | None = None  # what stands before the first sample: a value, or a class; None: silence
+    front_kernel: int = 1  # samples that the first convolution sees; nv-wavenet: up to 2
+    front_activation: str = "none"  # "none", "relu" or "tanh" behind it; nv-wavenet: also "tanh"
 
     def __post_init__(self):
+        for name in ("layers", "stacks", "kernel_size", "residual_channels", "gate_channels", "skip_out_channels"):
+            if not isinstance(getattr(self, name), int):
+                raise ConfigError(f"{name} must be an integer, got {getattr(self, name)!r}")
         if self.dilations is None:
             if self.stacks < 1 or self.layers % self.stacks:
-                raise ConfigError(f"layers must be a multiple of stacks, got layers={self.layers}, stacks={self.stacks}")
+                raise ConfigError(
+                    f"layers must be a multiple of stacks, got layers={self.layers}, stacks={self.stacks}"
+                )
             self.dilations = [2 ** (i % (self.layers // self.stacks)) for i in range(self.layers)]
-        if len(self.dilations) != self.layers or not self.layers or min(self.dilations) < 1:
-            raise ConfigError(f"dilations: got {self.dilations}, expected {self.layers} integers of at least 1")
+        whole = all(isinstance(d, int) and 1 <= d <= 1 << 20 for d in self.dilations)
+        if len(self.dilations) != self.layers or not self.layers or not whole:
+            raise ConfigError(f"dilations: got {self.dilations}, expected {self.layers} integers in 1…{1 << 20}")
         if self.gate_channels < 2 or self.gate_channels % 2:
             raise ConfigError(f"gate_channels must be even (tanh half, sigmoid half), got {self.gate_channels}")
         if self.kernel_size < 2:
@@ -67,6 +75,12 @@ class WaveNetConfig:
         for name in ("out_channels", "residual_channels", "skip_out_channels"):
             if not 1 <= getattr(self, name) <= 65536:
                 raise ConfigError(f"{name} must lie in 1…65536, got {getattr(self, name)}")
+        if not 1 <= self.front_kernel <= 64:
+            raise ConfigError(f"front_kernel must lie in 1…64, got {self.front_kernel}")
+        if self.front_activation not in FRONT_ACTIVATIONS:
+            raise ConfigError(
+                f"front_activation: got {self.front_activation!r}, expected one of {list(FRONT_ACTIVATIONS)}"
+            )
         if self.output_distribution not in ("Logistic", "Normal"):
             raise ConfigError(f"output_distribution: got {self.output_distribution!r}, expected 'Logistic' or 'Normal'")
         if self.scalar_input and self.out_channels % 3 and not (self.out_channels == 2 and self.head == "gaussian"):
@@ -93,7 +107,7 @@ class WaveNetConfig:
 
     @property
     def receptive_field(self) -> int:
-        return (self.kernel_size - 1) * sum(self.dilations) + 1
+        return (self.kernel_size - 1) * sum(self.dilations) + self.front_kernel
 
 
 class ResidualConv1dGLU(nn.Module):
@@ -107,8 +121,12 @@ class ResidualConv1dGLU(nn.Module):
         R, G, S, k = config.residual_channels, config.gate_channels, config.skip_out_channels, config.kernel_size
         self.dilation, self.dropout, self.residual_scale = dilation, config.dropout, config.residual_scale
         self.conv = nn.Conv1d(R, G, k, dilation=dilation)
-        self.conv1x1c = nn.Conv1d(config.cin_channels, G, 1, bias=config.conditioning_bias) if config.cin_channels > 0 else None
-        self.conv1x1g = nn.Conv1d(config.gin_channels, G, 1, bias=config.conditioning_bias) if config.gin_channels > 0 else None
+        self.conv1x1c = (
+            nn.Conv1d(config.cin_channels, G, 1, bias=config.conditioning_bias) if config.cin_channels > 0 else None
+        )
+        self.conv1x1g = (
+            nn.Conv1d(config.gin_channels, G, 1, bias=config.conditioning_bias) if config.gin_channels > 0 else None
+        )
         self.conv1x1_out = nn.Conv1d(G // 2, R, 1)
         self.conv1x1_skip = nn.Conv1d(G // 2, S, 1)
 
@@ -124,14 +142,15 @@ class ResidualConv1dGLU(nn.Module):
         tanh, sigmoid = a.chunk(2, dim=2)
         z = torch.tanh(tanh) * torch.sigmoid(sigmoid)
         out = F.linear(
-            z, torch.cat([self.conv1x1_out.weight[:, :, 0], self.conv1x1_skip.weight[:, :, 0]]),
+            z,
+            torch.cat([self.conv1x1_out.weight[:, :, 0], self.conv1x1_skip.weight[:, :, 0]]),
             torch.cat([self.conv1x1_out.bias, self.conv1x1_skip.bias]),
         )
         r, s = out.split([x.shape[2], out.shape[2] - x.shape[2]], dim=2)
         return (x + r) * self.residual_scale, s
 
 
-class WaveNet(nn.Module):
+class WaveNet(Generation, nn.Module):
     """WaveNet(out_channels=…, layers=…, …): every field of WaveNetConfig is a keyword."""
 
     Config = WaveNetConfig
@@ -141,14 +160,18 @@ class WaveNet(nn.Module):
         super().__init__()
         self.preprocessing = None  # set by whoever knows the recording convention: training, loading
         self._plans = {}
-        self.config = config = args[0] if args and isinstance(args[0], WaveNetConfig) else WaveNetConfig(*args, **kwargs)
+        self.config = config = (
+            args[0] if args and isinstance(args[0], WaveNetConfig) else WaveNetConfig(*args, **kwargs)
+        )
         R, S, A = config.residual_channels, config.skip_out_channels, config.out_channels
-        self.first_conv = nn.Conv1d(1 if config.scalar_input else A, R, 1)
+        self.first_conv = nn.Conv1d(1 if config.scalar_input else A, R, config.front_kernel)
         self.conv_layers = nn.ModuleList(ResidualConv1dGLU(config, d) for d in config.dilations)
-        self.last_conv_layers = nn.ModuleList([
-            nn.ReLU(), nn.Conv1d(S, config.head_channels, 1), nn.ReLU(), nn.Conv1d(config.head_channels, A, 1)
-        ])
-        self.embed_speakers = nn.Embedding(config.n_speakers, config.gin_channels) if config.use_speaker_embedding else None
+        self.last_conv_layers = nn.ModuleList(
+            [nn.ReLU(), nn.Conv1d(S, config.head_channels, 1), nn.ReLU(), nn.Conv1d(config.head_channels, A, 1)]
+        )
+        self.embed_speakers = (
+            nn.Embedding(config.n_speakers, config.gin_channels) if config.use_speaker_embedding else None
+        )
         self.upsample_net = None
         if config.upsample_conditional_features:
             params = {"cin_channels": config.cin_channels, **config.upsample_params}
@@ -178,11 +201,15 @@ class WaveNet(nn.Module):
         g  (B,) or (B, 1) speaker numbers, or (B, gin_channels) or (B, gin_channels, 1) features
         -> (B, out_channels, T) logits or distribution parameters; probabilities with softmax=True
         """
+        T, K = x.shape[-1], self.config.front_kernel
+        if K > 1:  # generation starts with one and the same sample in all places of the past
+            x = torch.cat([x[..., :1].expand(*x.shape[:-1], K - 1), x], -1)
         if x.dim() == 2:
-            h = F.embedding(x, self.first_conv.weight[:, :, 0].t()) + self.first_conv.bias
+            tables = self.first_conv.weight.permute(2, 1, 0)
+            h = sum(F.embedding(x[:, j : j + T], table) for j, table in enumerate(tables)) + self.first_conv.bias
         else:
             h = self.first_conv(x).transpose(1, 2)
-        T = h.shape[1]
+        h = FRONT_ACTIVATIONS[self.config.front_activation](h)
         speaker = self._speaker_features(g)
         skips = 0.0
         for layer, cond in zip(self.conv_layers, self._conditioning(c, T)):
@@ -235,20 +262,6 @@ class WaveNet(nn.Module):
             return self.embed_speakers(g.reshape(-1, 1)).transpose(1, 2)
         return g.reshape(g.shape[0], self.config.gin_channels, 1)
 
-    # ---- generation ------------------------------------------------------------------------------------------------
-
-    @property
-    def samples_per_frame(self) -> int:
-        return 1 if self.upsample_net is None else self.upsample_net.scale
-
-    @property
-    def context_frames(self) -> int:
-        """Frames on each side that feed the upsampler's edges and give no samples of their own."""
-        return 0 if self.upsample_net is None else self.upsample_net.context
-
-    def upsample_stages(self) -> list:
-        return [] if self.upsample_net is None else self.upsample_net.stages()
-
     @torch.no_grad()
     def weights(self) -> WaveNetWeights:
         """The canonical form that the engine packs: scales folded, biases that meet added up."""
@@ -262,220 +275,28 @@ class WaveNet(nn.Module):
         first = self.first_conv
         _, hidden, _, logits = self.last_conv_layers
         return WaveNetWeights(
-            front=first.weight[:, :, 0].t().float()[None].contiguous(), b_front=first.bias.float(),
-            w_in=stack(lambda layer: layer.conv.weight), b_in=bias,
-            w_cond=stack(lambda layer: layer.conv1x1c.weight[:, :, 0]) if has_mel else torch.zeros(c.layers, c.gate_channels, 0),
-            w_res=stack(lambda layer: layer.conv1x1_out.weight[:, :, 0]), b_res=stack(lambda layer: layer.conv1x1_out.bias),
+            front=first.weight.permute(2, 1, 0).flip(0).float().contiguous(),
+            b_front=first.bias.float(),
+            w_in=stack(lambda layer: layer.conv.weight),
+            b_in=bias,
+            w_cond=stack(lambda layer: layer.conv1x1c.weight[:, :, 0])
+            if has_mel
+            else torch.zeros(c.layers, c.gate_channels, 0),
+            w_res=stack(lambda layer: layer.conv1x1_out.weight[:, :, 0]),
+            b_res=stack(lambda layer: layer.conv1x1_out.bias),
             w_skip=stack(lambda layer: layer.conv1x1_skip.weight[:, :, 0]) * c.skip_scale,
             b_skip=stack(lambda layer: layer.conv1x1_skip.bias).sum(0) * c.skip_scale,
-            w_hidden=hidden.weight[:, :, 0].float(), b_hidden=hidden.bias.float(),
-            w_logits=logits.weight[:, :, 0].float(), b_logits=logits.bias.float(),
-            dilations=tuple(c.dilations), head=c.head, n_classes=0 if c.scalar_input else c.out_channels,
-            n_mix=max(c.out_channels // 3, 1) if c.scalar_input else 1, rho=c.residual_scale,
+            w_hidden=hidden.weight[:, :, 0].float(),
+            b_hidden=hidden.bias.float(),
+            w_logits=logits.weight[:, :, 0].float(),
+            b_logits=logits.bias.float(),
+            dilations=tuple(c.dilations),
+            head=c.head,
+            n_classes=0 if c.scalar_input else c.out_channels,
+            n_mix=max(c.out_channels // 3, 1) if c.scalar_input else 1,
+            rho=c.residual_scale,
+            front_activation=c.front_activation,
         )
-
-    def plan(self, precision: str = "fp32", threads: int | None = None):
-        """The packed engine for these weights; built on first use and kept until the weights change."""
-        threads = fastvoc.get_num_threads() if threads is None else threads
-        version = tuple(p._version for p in self.parameters()), tuple(p.data_ptr() for p in self.parameters())
-        key = precision, threads, forced_backend()
-        if key not in self._plans or self._plans[key][0] != version:
-            device = next(self.parameters()).device
-            self._plans[key] = version, wavenet_generate.plan(device, self.weights(), precision, threads)
-        return self._plans[key][1]
-
-    def __getstate__(self):
-        return {**super().__getstate__(), "_plans": {}}  # packed weights are made anew where the copy is used
-
-    def check_mel(self, mel: Tensor, dims: int = 3) -> Tensor:
-        """Raise unless mel is a finite float32 (B, n_mels, n_frames) (dims=3) or (n_mels, n_frames) (dims=2) here."""
-        bands = self.config.cin_channels
-        shape = f"(B, {bands}, n_frames)" if dims == 3 else f"({bands}, n_frames)"
-        if not isinstance(mel, Tensor):
-            raise DTypeError(f"mel is a {type(mel).__name__}, expected a torch.Tensor {shape}.", hint="Use torch.from_numpy(mel).")
-        if mel.dtype != torch.float32:
-            raise DTypeError(f"mel is {mel.dtype}, expected torch.float32.", hint="Convert it with .float().")
-        device = next(self.parameters()).device
-        if mel.device != device:
-            raise DeviceError(f"mel is on {mel.device}, the model on {device}.", hint="Move one with .to(device).")
-        if mel.dim() != dims:
-            hint = "Add a batch axis with mel[None]." if mel.dim() == dims - 1 else None
-            raise ShapeError(f"mel is {tuple(mel.shape)}, expected {shape}.", hint=hint)
-        if mel.shape[-2] != bands:
-            hint = f"{bands} bands were found on the last axis: transpose it." if mel.shape[-1] == bands else (
-                "The mel was made for another model.")
-            raise ShapeError(f"mel is {tuple(mel.shape)}, expected {shape}: axis {dims - 2} must hold {bands} mel bands.", hint=hint)
-        check_finite(mel)
-        return mel.detach()
-
-    def stream(
-        self, *, speaker=None, seed: int = 0, stream: int = 0, temperature: float | None = None, precision: str = "fp32",
-        threads: int | None = None, initial=None, context_given: bool = False,
-    ) -> WaveNetStream:
-        """A new stream: push mel into it and call `generate([stream, …])` (fastvoc.models.wavenet_streams)."""
-        return self._streams(
-            1, None if speaker is None else [speaker], seed, [stream], temperature, precision, threads, initial, context_given
-        )[0]
-
-    def _streams(self, n, speaker, seed, numbers, temperature, precision, threads, initial, context_given):
-        if temperature is None:
-            temperature = 1.0 if self.preprocessing is None else self.preprocessing.temperature
-        if not (math.isfinite(temperature) and temperature >= 0):
-            raise ConfigError(f"temperature must be finite and at least 0, got {temperature}")
-        if initial is None:
-            initial = float(mulaw_encode(torch.zeros(1), self.config.out_channels)) if not self.config.scalar_input else 0.0
-        if not self.config.scalar_input and not 0 <= initial < self.config.out_channels:
-            raise ConfigError(f"initial must be a class in 0…{self.config.out_channels - 1}, got {initial}")
-        plan = self.plan(precision, threads)
-        biases = self._speaker_biases(speaker, n)
-        return [
-            WaveNetStream(
-                self, plan, seed=seed, stream=number, temperature=temperature, speaker=bias, initial=initial,
-                context_given=context_given,
-            )
-            for number, bias in zip(numbers, biases)
-        ]
-
-    @torch.no_grad()
-    def _speaker_biases(self, speaker, n: int) -> list:
-        """Per item the (L, G) that its speaker adds to every layer's gate input."""
-        if self.config.gin_channels <= 0:
-            if speaker is not None:
-                raise ConfigError("this WaveNet was trained without speakers, but a speaker was given")
-            return [None] * n
-        if speaker is None:
-            raise ConfigError("this WaveNet is conditioned on a speaker: pass speaker=…", hint=(
-                f"Speakers are numbered 0…{self.config.n_speakers - 1}." if self.embed_speakers is not None else None))
-        g = torch.as_tensor(speaker)
-        if self.embed_speakers is not None and not g.is_floating_point():
-            g = g.reshape(-1).expand(n) if g.numel() == 1 else g.reshape(-1)
-            if g.numel() != n:
-                raise ShapeError(f"got {g.numel()} speakers for a batch of {n}")
-            if not ((0 <= g) & (g < self.config.n_speakers)).all():
-                raise ConfigError(f"speaker {g.tolist()} is out of range: the model knows 0…{self.config.n_speakers - 1}")
-        elif g.numel() != n * self.config.gin_channels:
-            raise ShapeError(f"speaker features are {tuple(g.shape)}, expected ({n}, {self.config.gin_channels})")
-        features = self._speaker_features(g if not g.is_floating_point() else g.reshape(n, -1))[:, :, 0]
-        biases = torch.stack([F.linear(features, layer.conv1x1g.weight[:, :, 0]) for layer in self.conv_layers], 1)
-        return list(biases.float())
-
-    @torch.inference_mode()
-    def infer(
-        self, mel: Tensor | None = None, speaker=None, *, seed: int = 0, noise: Tensor | None = None,
-        temperature: float | None = None, forced: Tensor | None = None, lengths=None, precision: str = "fp32",
-        threads: int | None = None, initial=None, streams=None, context_given: bool = False, n_samples: int | None = None,
-        layer_conditioning: Tensor | None = None, progress=None,
-    ) -> Tensor:
-        """Generate: mel (B, n_mels, n_frames) -> (B, n_frames · hop) samples in [-1, 1].
-
-        speaker      (B,) speaker numbers or (B, gin_channels) features, for a model trained with speakers
-        seed, streams  name the noise: item b draws from stream streams[b] (default b) of the seed
-        noise        (B, n_samples, draws) instead: a uniform number for softmax; for a mixture of K a uniform one each and
-                     then one for the sample, uniform (logistics) or normal (Gaussians); a normal one for a Gaussian
-        temperature  0 takes the most probable value; default: the model's own, else 1
-        forced       (B, n_samples) samples (float, [-1, 1]) or classes (int) that are fed back instead of what was drawn;
-                     the result is then the network's outputs (B, out_channels, n_samples)
-        lengths      (B,) frames of each item; the rest of the mel is padding, the rest of the result zero
-        precision    "fp32" or "bf16" weights and products; sums are float32
-        initial      what stands before the first sample: a value, or a class (default: silence)
-        context_given  the mel already holds the model's context frames on each side; else the edge frames are repeated
-        layer_conditioning  (B, layers, gate_channels, n_samples): ready-made conditioning instead of mel
-        n_samples    for a model without mel: how many
-        progress     called with (samples done, samples in all) now and then
-
-        Raises ShapeError, DTypeError, DeviceError, FeatureError, ConfigError.
-        """
-        given = [name for name, x in (("mel", mel), ("layer_conditioning", layer_conditioning), ("n_samples", n_samples)) if x is not None]
-        if len(given) != 1:
-            raise ConfigError(f"pass one of mel, layer_conditioning and n_samples, got {given or 'none'}")
-        if mel is not None:
-            if self.config.cin_channels <= 0:
-                raise ConfigError("this WaveNet was trained without a mel", hint="Pass n_samples=… instead.")
-            mel = self.check_mel(mel)
-        elif n_samples is not None and self.config.cin_channels > 0:
-            raise ConfigError(f"this WaveNet is conditioned on {self.config.cin_channels} mel bands: pass mel")
-        B = 1 if n_samples is not None else len(mel if mel is not None else layer_conditioning)
-        margin = 2 * self.context_frames if context_given else 0
-        if mel is not None:
-            frames = mel.shape[2] - margin
-            if frames < 1:
-                raise ShapeError(f"mel has {mel.shape[2]} frames, expected at least {1 + margin}")
-            counts = [frames] * B if lengths is None else [int(n) for n in lengths]
-            if len(counts) != B or min(counts) < 1 or max(counts) > frames:
-                raise ShapeError(f"lengths are {counts}, expected {B} numbers in 1…{frames}")
-            counts = [n * self.samples_per_frame for n in counts]
-        else:
-            counts = [n_samples or layer_conditioning.shape[3]] * B
-        total = max(counts, default=0)
-        if noise is not None and tuple(noise.shape) != (B, total, self.n_draws):
-            raise ShapeError(f"noise is {tuple(noise.shape)}, expected (B, n_samples, draws) = ({B}, {total}, {self.n_draws})")
-        if forced is not None:
-            forced = self._checked_forced(forced, B, total)
-        made = self._streams(
-            B, speaker, seed, range(B) if streams is None else streams, temperature, precision, threads, initial, context_given
-        )
-        collect = forced is not None
-        if mel is None:
-            cond = None if layer_conditioning is None else [x.permute(2, 0, 1) for x in self._checked_layers(layer_conditioning)]
-            rows = None if noise is None else list(noise)
-            waves, params = made[0].plan.run(
-                [s.state for s in made], counts, cond, layer_cond=cond is not None, noise=rows,
-                forced=None if forced is None else list(forced), parameters=collect,
-            ) if made else ([], [])
-        else:
-            for s, m, n in zip(made, mel, counts):
-                s.push(m[:, : n // self.samples_per_frame + margin], last=True)
-            waves, params = self._generate_all(made, counts, noise, forced, collect, progress)
-        if collect:
-            return torch.stack([F.pad(p.t(), (0, total - len(p))) for p in params])
-        waves = [as_wave(self.config, w) for w in waves]
-        return torch.stack([F.pad(w, (0, total - len(w))) for w in waves]) if waves else torch.empty(0, total)
-
-    def _generate_all(self, streams, counts, noise, forced, collect, progress):
-        """In pieces of some tenths of a second, so that Ctrl-C is heard and progress is shown."""
-        piece = max(1, 8192 // len(streams)) if progress is not None else max(counts, default=0)
-        waves, params, done = [[] for _ in streams], [[] for _ in streams], 0
-        while done < max(counts, default=0):
-            n = [min(piece, max(c - done, 0)) for c in counts]
-            part = lambda x: None if x is None else [row[done : done + k] for row, k in zip(x, n)]
-            out, given = generate(streams, n, part(noise), part(forced), collect)
-            for i in range(len(streams)):
-                waves[i].append(out[i])
-                if collect:
-                    params[i].append(given[i])
-            done += piece
-            if progress is not None:
-                progress(min(done, max(counts)), max(counts))
-        return [torch.cat(w) for w in waves], [torch.cat(p) for p in params] if collect else None
-
-    @property
-    def n_draws(self) -> int:
-        """Random numbers that a sample takes."""
-        from fastvoc.ops.philox import n_draws
-
-        return n_draws(self.config.head, max(self.config.out_channels // 3, 1))
-
-    def _checked_forced(self, forced: Tensor, B: int, n: int) -> Tensor:
-        if tuple(forced.shape) != (B, n):
-            raise ShapeError(f"forced is {tuple(forced.shape)}, expected (B, n_samples) = ({B}, {n})")
-        if self.config.scalar_input:
-            return forced.float()
-        classes = mulaw_encode(forced, self.config.out_channels) if forced.is_floating_point() else forced
-        if classes.numel() and not (0 <= int(classes.min()) and int(classes.max()) < self.config.out_channels):
-            raise IndexError(f"forced holds classes {int(classes.min())}…{int(classes.max())}, the model has 0…{self.config.out_channels - 1}")
-        return classes.float()
-
-    def _checked_layers(self, cond: Tensor) -> Tensor:
-        expected = self.config.layers, self.config.gate_channels
-        if cond.dim() != 4 or tuple(cond.shape[1:3]) != expected:
-            raise ShapeError(f"layer_conditioning is {tuple(cond.shape)}, expected (B, layers, gate_channels, n_samples) with {expected}")
-        check_finite(cond)
-        return cond.permute(0, 1, 2, 3)
-
-    def vocode(self, mel: Tensor, **options) -> list:
-        """infer, then undo what stood before the model: mel (B, n_mels, n_frames) -> per item a float32 array."""
-        waves = [w.numpy() for w in self.infer(mel, **options)]
-        return [self.preprocessing.from_model(w) for w in waves] if self.preprocessing is not None else waves
 
     # ---- files -----------------------------------------------------------------------------------------------------
 

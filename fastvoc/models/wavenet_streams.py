@@ -10,7 +10,7 @@ from fastvoc.audio.mulaw import mulaw_decode
 from fastvoc.errors import ConfigError, FeatureError, ShapeError
 from fastvoc.ops.upsample import StreamingUpsampler
 
-CHUNK_FRAMES = 16  # mel frames whose conditioning is held at once: 16 · 256 samples · 80 bands are 1.3 MB
+CHUNK_SAMPLES = 4096  # whose conditioning is held at once: times 80 bands 1.3 MB. Between two chunks Ctrl-C is heard
 
 
 class WaveNetStream:
@@ -24,7 +24,10 @@ class WaveNetStream:
         config = model.config
         self.model, self.plan = model, plan
         self.state = plan.begin(seed, stream, temperature, initial, speaker)
-        self.upsampler = StreamingUpsampler(model.upsample_stages(), config.cin_channels) if config.cin_channels > 0 else None
+        self.upsampler = None
+        if config.cin_channels > 0:
+            indent = getattr(model.upsample_net, "indent", 0)
+            self.upsampler = StreamingUpsampler(model.upsample_stages(), config.cin_channels, indent)
         self.context = 0 if context_given else model.context_frames
         self.started = self.closed = False
         self._last_frame = None
@@ -38,7 +41,9 @@ class WaveNetStream:
         if mel is not None:
             mel = self.model.check_mel(mel, dims=2)
             if not self.started and mel.shape[1]:
-                mel = torch.cat([mel[:, :1].expand(-1, self.context), mel], 1)  # the edge frame stands for what was before
+                mel = torch.cat(
+                    [mel[:, :1].expand(-1, self.context), mel], 1
+                )  # the edge frame stands for what was before
                 self.started = True
             if mel.shape[1]:
                 self._last_frame = mel[:, -1:]
@@ -54,33 +59,47 @@ class WaveNetStream:
         return self.upsampler.n_ready()
 
 
-def generate(streams: list[WaveNetStream], n_samples: list[int] | None = None, noise=None, forced=None, parameters=False):
+def generate(
+    streams: list[WaveNetStream],
+    n_samples: list[int] | None = None,
+    noise=None,
+    forced=None,
+    parameters=False,
+    progress=None,
+):
     """Generates every stream's ready samples (or n_samples of each), all in one batch of the engine.
 
-    noise, forced: per stream tensors of at least that length, or None.
+    noise, forced: per stream tensors of at least that length, or None.   progress(done, total) of the longest stream
     -> per stream (n,) samples as drawn (classes for a softmax model), and with parameters=True (n, out_channels)
     """
     ready = [s.n_ready() for s in streams]
     wanted = ready if n_samples is None else n_samples
     if any(n > r for n, r in zip(wanted, ready)):
         raise ShapeError(f"asked for {wanted} samples, the mel so far determines {ready}", hint="Push more mel first.")
-    plan, scale = streams[0].plan, streams[0].model.samples_per_frame
+    plan = streams[0].plan if streams else None
     pieces = [[] for _ in streams]
     given = [[] for _ in streams]
     done = [0] * len(streams)
     while any(d < n for d, n in zip(done, wanted)):
         active = [i for i in range(len(streams)) if done[i] < wanted[i]]
-        counts = [min(wanted[i] - done[i], max(CHUNK_FRAMES * scale, 1)) for i in active]
+        counts = [min(wanted[i] - done[i], CHUNK_SAMPLES) for i in active]
         part = lambda x: None if x is None else [x[i][done[i] : done[i] + n] for i, n in zip(active, counts)]
         cond = [streams[i].upsampler.take(n) for i, n in zip(active, counts)]
         out, params = plan.run(
-            [streams[i].state for i in active], counts, cond, noise=part(noise), forced=part(forced), parameters=parameters
+            [streams[i].state for i in active],
+            counts,
+            cond,
+            noise=part(noise),
+            forced=part(forced),
+            parameters=parameters,
         )
         for k, i in enumerate(active):
             done[i] += counts[k]
             pieces[i].append(out[k])
             if parameters:
                 given[i].append(params[k])
+        if progress is not None:
+            progress(max(done), max(wanted))
     empty = torch.empty(0)
     waves = [torch.cat(p) if p else empty for p in pieces]
     return waves, [torch.cat(g) if g else empty for g in given] if parameters else None
@@ -95,4 +114,6 @@ def check_finite(mel: Tensor) -> None:
     finite = torch.isfinite(mel)
     if not finite.all():
         at = tuple(int(i) for i in (~finite).nonzero()[0])
-        raise FeatureError(f"the mel holds {float(mel[at])} at index {at}", hint="Look for silence that met a logarithm of 0.")
+        raise FeatureError(
+            f"the mel holds {float(mel[at])} at index {at}", hint="Look for silence that met a logarithm of 0."
+        )

@@ -22,8 +22,8 @@ def philox(seed: int, sample: np.ndarray, stream: int, block: int) -> np.ndarray
 
 
 def uniform(words: np.ndarray) -> np.ndarray:
-    """uint32 -> float32 in (0, 1): 24 bits, the middle of their interval."""
-    return ((words >> np.uint32(8)).astype(np.float32) + np.float32(0.5)) * np.float32(2.0**-24)
+    """uint32 -> float32 in (0, 1): 23 bits, the middle of their interval."""
+    return ((words >> np.uint32(9)).astype(np.float32) + np.float32(0.5)) * np.float32(2.0**-23)
 
 
 def normal(u: np.ndarray) -> np.ndarray:
@@ -31,11 +31,29 @@ def normal(u: np.ndarray) -> np.ndarray:
     f = np.float32
     x = f(2) * u - f(1)
     w = -np.log((f(1) - x).astype(np.float64) * (f(1) + x).astype(np.float64)).astype(f)
-    centre = (2.81022636e-08, 3.43273939e-07, -3.5233877e-06, -4.39150654e-06, 0.00021858087,
-              -0.00125372503, -0.00417768164, 0.246640727, 1.50140941)
-    tail = (-0.000200214257, 0.000100950558, 0.00134934322, -0.00367342844, 0.00573950773,
-            -0.0076224613, 0.00943887047, 1.00167406, 2.83297682)
-    v = np.where(w < 5, w - f(2.5), np.sqrt(w.astype(np.float64)).astype(f) - f(3))
+    centre = (
+        2.81022636e-08,
+        3.43273939e-07,
+        -3.5233877e-06,
+        -4.39150654e-06,
+        0.00021858087,
+        -0.00125372503,
+        -0.00417768164,
+        0.246640727,
+        1.50140941,
+    )
+    tail = (
+        -0.000200214257,
+        0.000100950558,
+        0.00134934322,
+        -0.00367342844,
+        0.00573950773,
+        -0.0076224613,
+        0.00943887047,
+        1.00167406,
+        2.83297682,
+    )
+    v = np.where(w < 5, w - f(2.5), np.sqrt(np.maximum(w, f(5)).astype(np.float64)).astype(f) - f(3))
     p = np.zeros_like(v)
     for c, t in zip(centre, tail):
         p = np.where(w < 5, f(c), f(t)) + p * v

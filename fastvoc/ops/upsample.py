@@ -86,10 +86,14 @@ class Fir:
         half = (freq_taps - 1) // 2
         padded = torch.nn.functional.pad(frames, (0, 0, half, freq_taps - 1 - half))
         C = x.shape[1]
-        y = sum(
-            self.weight[:, i, j].to(x)[:, None, None, None] * padded[i, :, j : j + C]
-            for i in range(n_taps) for j in range(freq_taps)
-        ) + self.bias  # (scale, B, C, F)
+        y = (
+            sum(
+                self.weight[:, i, j].to(x)[:, None, None, None] * padded[i, :, j : j + C]
+                for i in range(n_taps)
+                for j in range(freq_taps)
+            )
+            + self.bias
+        )  # (scale, B, C, F)
         y = torch.where(y < 0, y * self.slope, y)
         return y.permute(1, 2, 3, 0).flatten(2)
 
@@ -150,14 +154,16 @@ class StreamingUpsampler:
     """The stages on a mel that arrives in pieces: gives each sample's conditioning as soon as it can be known.
 
     Keeps the few frames that later samples still need; its memory does not grow with the utterance.
+    indent: samples at the start and at the end that are left out.
     """
 
-    def __init__(self, stages: list, n_mels: int):
+    def __init__(self, stages: list, n_mels: int, indent: int = 0):
         self.stages = stages
+        self.indent = indent
         self.n_mels = n_mels
         self.mel = torch.empty(0, n_mels)  # (frames kept, n_mels), channels last
         self.first_frame = 0  # number of the first of them
-        self.n_done = 0  # samples given out
+        self.n_done = indent  # samples given or left out
         self.finished = False
 
     def push(self, mel: Tensor | None, last: bool = False) -> None:
@@ -172,15 +178,20 @@ class StreamingUpsampler:
 
     def n_ready(self) -> int:
         """Samples that can be given now, beyond those given already."""
-        return self._ready(len(self.stages)) - self.n_done
+        return max(self._ready(len(self.stages)) - self.indent - self.n_done, 0)
 
     def take(self, n: int) -> Tensor:
         """The next n samples' conditioning, (n, n_mels)."""
         out = self._compute(len(self.stages), self.n_done, self.n_done + n)
         self.n_done += n
         first = max(self._reach(len(self.stages), self.n_done)[0], self.first_frame)
-        keep_from = min(first - self.first_frame, max(len(self.mel) - 1, 0))  # the last frame is what a clamped edge copies
-        self.mel, self.first_frame = self.mel[keep_from:].clone(), self.first_frame + keep_from
+        keep_from = min(
+            first - self.first_frame, max(len(self.mel) - 1, 0)
+        )  # the last frame is what a clamped edge copies
+        self.mel, self.first_frame = (
+            self.mel[keep_from:],
+            self.first_frame + keep_from,
+        )  # a view: the next push copies it
         return out
 
     def _ready(self, depth: int) -> int:
@@ -217,13 +228,40 @@ class StreamingUpsampler:
         if isinstance(stage, Fir):
             out = torch.empty(end - start, C)
             launch(
-                _C.upsample_fir_cpu, frames, stage.weight, out, known, low, start, end - start, C, stage.scale, n_taps,
-                stage.weight.shape[2], stage.first, stage.bias, stage.slope, EDGES.index(stage.edge),
+                _C.upsample_fir_cpu,
+                frames,
+                stage.weight,
+                out,
+                known,
+                low,
+                start,
+                end - start,
+                C,
+                stage.scale,
+                n_taps,
+                stage.weight.shape[2],
+                stage.first,
+                stage.bias,
+                stage.slope,
+                EDGES.index(stage.edge),
             )
         else:
             out = torch.empty(end - start, stage.weight.shape[3])
             launch(
-                _C.upsample_mix_cpu, frames, stage.weight, stage.bias, out, known, low, start, end - start, C,
-                out.shape[1], stage.scale, n_taps, stage.first, EDGES.index(stage.edge),
+                _C.upsample_mix_cpu,
+                frames,
+                stage.weight,
+                stage.bias,
+                out,
+                known,
+                low,
+                start,
+                end - start,
+                C,
+                out.shape[1],
+                stage.scale,
+                n_taps,
+                stage.first,
+                EDGES.index(stage.edge),
             )
         return out

@@ -34,7 +34,9 @@ class WaveNetWeights:
     L layers, R residual, H = G/2, S skip, D hidden, A outputs, C mel bands, K samples that the input layer sees
     """
 
-    front: Tensor  # (K, n_classes or 1, R): what each of the last samples, newest first, adds to the first layer's input
+    front: (
+        Tensor  # (K, n_classes or 1, R): what each of the last samples, newest first, adds to the first layer's input
+    )
     b_front: Tensor  # (R,)
     w_in: Tensor  # (L, 2H, R, k), the last tap is the current sample
     b_in: Tensor  # (L, 2H)
@@ -55,7 +57,9 @@ class WaveNetWeights:
     front_activation: str = "none"
 
     def double(self) -> "WaveNetWeights":
-        return replace(self, **{f.name: v.double() for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor)})
+        return replace(
+            self, **{f.name: v.double() for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor)}
+        )
 
     @property
     def n_draws(self) -> int:
@@ -79,13 +83,33 @@ class CpuPlan:
         L, G, R, k = w.w_in.shape
         self.half_gate, self.n_mels, self.n_out = G // 2, w.w_cond.shape[2], w.w_logits.shape[0]
         sizes = dict(
-            kernel=k, residual=R, half_gate=G // 2, skip=w.w_skip.shape[1], hidden=w.w_hidden.shape[0], out=self.n_out,
-            n_mels=self.n_mels, n_classes=w.n_classes, head=HEADS.index(w.head), n_mix=w.n_mix, front_kernel=w.front.shape[0],
-            front_activation=ACTIVATIONS.index(w.front_activation), rho=w.rho,
+            kernel=k,
+            residual=R,
+            half_gate=G // 2,
+            skip=w.w_skip.shape[1],
+            hidden=w.w_hidden.shape[0],
+            out=self.n_out,
+            n_mels=self.n_mels,
+            n_classes=w.n_classes,
+            head=HEADS.index(w.head),
+            n_mix=w.n_mix,
+            front_kernel=w.front.shape[0],
+            front_activation=ACTIVATIONS.index(w.front_activation),
+            rho=w.rho,
         )
         arrays = dict(
-            front=w.front, b_front=w.b_front, b_in=w.b_in, cond=w.w_cond, res=w.w_res, b_res=w.b_res, skip=w.w_skip,
-            b_skip=w.b_skip, hidden=w.w_hidden, b_hidden=w.b_hidden, logits=w.w_logits, b_logits=w.b_logits,
+            front=w.front,
+            b_front=w.b_front,
+            b_in=w.b_in,
+            cond=w.w_cond,
+            res=w.w_res,
+            b_res=w.b_res,
+            skip=w.w_skip,
+            b_skip=w.b_skip,
+            hidden=w.w_hidden,
+            b_hidden=w.b_hidden,
+            logits=w.w_logits,
+            b_logits=w.b_logits,
         )
         arrays = {name: t.detach().float().cpu().numpy() for name, t in arrays.items()}
         arrays["in"] = w.w_in.detach().float().cpu().numpy()
@@ -99,7 +123,9 @@ class CpuPlan:
     def packed_bytes(self) -> int:
         return self._plan.packed_bytes
 
-    def begin(self, seed: int, stream: int, temperature: float, initial: float, speaker: Tensor | None = None) -> Tensor:
+    def begin(
+        self, seed: int, stream: int, temperature: float, initial: float, speaker: Tensor | None = None
+    ) -> Tensor:
         """A new stream's state: a uint8 tensor that `run` advances in place and that may be cloned, saved and moved.
 
         speaker: (L, 2H), added to the conditioning.   initial: the sample value or class before the first sample.
@@ -113,8 +139,15 @@ class CpuPlan:
         return state
 
     def run(
-        self, states: list[Tensor], n_samples: list[int], cond: list[Tensor] | None = None, *, layer_cond: bool = False,
-        noise: list[Tensor] | None = None, forced: list[Tensor] | None = None, parameters: bool = False,
+        self,
+        states: list[Tensor],
+        n_samples: list[int],
+        cond: list[Tensor] | None = None,
+        *,
+        layer_cond: bool = False,
+        noise: list[Tensor] | None = None,
+        forced: list[Tensor] | None = None,
+        parameters: bool = False,
     ) -> tuple[list[Tensor], list[Tensor] | None]:
         """Generates n_samples[i] more samples of stream i.
 
@@ -138,9 +171,18 @@ class CpuPlan:
 
         workspace = _aligned_bytes(self._plan.workspace_bytes(n_streams, self.threads))
         self._plan.run(
-            [states[i].data_ptr() for i in order], [n_samples[i] for i in order], addresses(cond), layer_cond, self.n_mels,
-            self.half_gate, addresses(noise), addresses(forced), [out[i].data_ptr() for i in order],
-            [given[i].data_ptr() for i in order] if given else [], workspace.data_ptr(), self.threads,
+            [states[i].data_ptr() for i in order],
+            [n_samples[i] for i in order],
+            addresses(cond),
+            layer_cond,
+            self.n_mels,
+            self.half_gate,
+            addresses(noise),
+            addresses(forced),
+            [out[i].data_ptr() for i in order],
+            [given[i].data_ptr() for i in order] if given else [],
+            workspace.data_ptr(),
+            self.threads,
         )
         return out, given
 
@@ -169,7 +211,10 @@ class ReferencePlan:
         w = self.weights
         k, R = w.w_in.shape[3], w.w_in.shape[2]
         return {
-            "seed": seed, "stream": stream, "temperature": temperature, "n_done": 0,
+            "seed": seed,
+            "stream": stream,
+            "temperature": temperature,
+            "n_done": 0,
             "history": torch.full((w.front.shape[0],), float(initial), dtype=w.front.dtype),
             "bias": w.b_in if speaker is None else w.b_in + speaker.to(w.b_in.dtype),
             "rings": [torch.zeros((k - 1) * d, R, dtype=w.front.dtype) for d in w.dilations],
@@ -180,8 +225,15 @@ class ReferencePlan:
         if len(set(n_samples)) > 1 or len({s["n_done"] for s in states}) > 1:  # one by one
             pick = lambda x, i: None if x is None else [x[i]]
             each = [
-                self.run([s], [n], pick(cond, i), layer_cond=layer_cond, noise=pick(noise, i), forced=pick(forced, i),
-                         parameters=parameters)
+                self.run(
+                    [s],
+                    [n],
+                    pick(cond, i),
+                    layer_cond=layer_cond,
+                    noise=pick(noise, i),
+                    forced=pick(forced, i),
+                    parameters=parameters,
+                )
                 for i, (s, n) in enumerate(zip(states, n_samples))
             ]
             return [o[0] for o, _ in each], [p[0] for _, p in each] if parameters else None
@@ -191,7 +243,7 @@ class ReferencePlan:
         rings = [torch.stack([s["rings"][l] for s in states], 1) for l in range(len(w.dilations))]  # ((k-1)d, B, R)
         history = torch.stack([s["history"] for s in states])
         temperature = torch.tensor([s["temperature"] for s in states], dtype=dtype)
-        k, L = w.w_in.shape[3], len(w.dilations)
+        k = w.w_in.shape[3]
         if noise is None:
             noise = [torch.from_numpy(draws(w.head, w.n_mix, s["seed"], s["stream"], s["n_done"], n)) for s in states]
         noise = torch.stack([t.to(dtype) for t in noise])

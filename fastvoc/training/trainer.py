@@ -45,8 +45,8 @@ class Trainer:
         data = Path(data)
         has_parts = (data / "train").is_dir() and (data / "heldout").is_dir()
         corpus = Corpus(data / "train" if has_parts else data, self.task.mel)
-        self.task.fit_statistics(corpus)
         self.heldout = Corpus(data / "heldout", self.task.mel) if has_parts else corpus
+        self.task.fit_statistics(corpus)  # after both were read: they hold mels that are not normalised yet
         self.task.prepare(corpus)
         if has_parts:
             self.task.prepare(self.heldout)
@@ -73,7 +73,11 @@ class Trainer:
             while self.step < until:
                 losses.append(self._update())
                 if self.step % REPORT_EVERY == 0 or self.step == until:
-                    row = {"step": self.step, "loss": sum(losses) / len(losses), "learning_rate": learning_rate(self.step, self.options)}
+                    row = {
+                        "step": self.step,
+                        "loss": sum(losses) / len(losses),
+                        "learning_rate": learning_rate(self.step, self.options),
+                    }
                     row["seconds_per_step"] = (time.monotonic() - started) / len(losses)
                     if self.step % self.options["validate_every"] == 0 or self.step == until:
                         row["validation_loss"] = self.validate()
@@ -102,7 +106,9 @@ class Trainer:
         self.step += 1
         # The average must not remember the random start: its window grows with the training
         decay = min(self.options["ema_decay"], (1 + self.step) / (10 + self.step))
-        torch._foreach_lerp_(list(self.average.values()), [v.detach() for v in self.model.state_dict().values()], 1 - decay)
+        torch._foreach_lerp_(
+            list(self.average.values()), [v.detach() for v in self.model.state_dict().values()], 1 - decay
+        )
         return float(loss.detach())
 
     def _segments(self, corpus: Corpus, seed: int, step: int):
@@ -136,7 +142,12 @@ class Trainer:
         write_wav(self.out / "samples" / f"step{self.step:07d}.wav", wave, self.task.mel.sample_rate)
 
     def save(self) -> None:
-        state = {"model": self.model.state_dict(), "average": self.average, "optimizer": self.optimizer.state_dict(), "step": self.step}
+        state = {
+            "model": self.model.state_dict(),
+            "average": self.average,
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+        }
         with atomic_path(self.out / "state.pt") as path:
             torch.save(state, path)
         self.averaged_model().save_pretrained(self.out / "model")
@@ -165,7 +176,13 @@ def plot_curve(rows: list[dict], path: Path) -> None:
     axes = figure.subplots()
     axes.plot([r["step"] for r in rows], [r["loss"] for r in rows], linewidth=0.8, alpha=0.6, label="training")
     held = [r for r in rows if "validation_loss" in r]
-    axes.plot([r["step"] for r in held], [r["validation_loss"] for r in held], "o-", markersize=3, label="held out, averaged weights")
+    axes.plot(
+        [r["step"] for r in held],
+        [r["validation_loss"] for r in held],
+        "o-",
+        markersize=3,
+        label="held out, averaged weights",
+    )
     axes.set(xlabel="step", ylabel="loss (nats per sample)", title="Training")
     axes.grid(alpha=0.3)
     axes.legend()

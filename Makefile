@@ -1,0 +1,53 @@
+# make demo   everything from nothing: environment, build, and the bundled speech through the bundled WaveNet
+# make test   the same environment plus the test tools, and all tests
+# make dev    the environment with the package installed editable, for development, benchmarks and training
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml constraints.txt
+
+.PHONY: demo test dev bench lint speech train clean
+
+demo: $(VENV)/demo.done
+	$(BIN)/fastvoc demo --out demo-out/
+
+test: dev
+	$(BIN)/python -m pytest tests
+
+dev: $(VENV)/dev.done
+
+bench: dev
+	$(BIN)/python -m benchmarks all
+
+lint: dev
+	$(BIN)/ruff check .
+
+# The speech and the training behind fastvoc/demo/wavenet; needs espeak-ng, and hours
+speech: dev
+	$(BIN)/python -m fastvoc.training.make_speech --out data/
+
+train: dev
+	$(BIN)/fastvoc train wavenet --data data/ --out runs/wavenet
+
+clean:
+	rm -rf build $(VENV) demo-out *.egg-info fastvoc/_C*.so
+
+# torch goes first and alone: asked for by exact version it is the CPU build. pesq is built from source with its own tools,
+# fastvoc with the ones installed here, so that a rebuild is quick.
+$(VENV)/base.done: constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) torch==2.13.0
+	$(PIP) numpy safetensors soundfile soxr matplotlib tqdm pystoi pesq
+	$(PIP) setuptools wheel pybind11 cmake ninja
+	touch $@
+
+$(VENV)/demo.done: $(VENV)/base.done $(SOURCES)
+	PATH="$(abspath $(BIN)):$$PATH" $(PIP) --no-build-isolation --no-deps -e .
+	touch $@
+
+$(VENV)/dev.done: $(VENV)/base.done $(SOURCES)
+	$(PIP) pytest pytest-benchmark ruff scipy
+	PATH="$(abspath $(BIN)):$$PATH" FASTVOC_EMULATED_ISAS=1 $(PIP) --no-build-isolation --no-deps -e .
+	touch $@ $(VENV)/demo.done

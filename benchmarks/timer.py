@@ -1,0 +1,309 @@
+"""The one timer: contenders in turn, medians with min and max, nothing timed that computes something else.
+
+A run is disturbed when another process, or the hypervisor, had a share of the machine meanwhile. It is then repeated;
+where that does not help the fastest attempt stands, and the row says so.
+"""
+
+import datetime
+import json
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import fastvoc
+from fastvoc import _C
+from fastvoc._atomic import atomic_path
+
+RESULTS = Path(__file__).parent / "results"
+SHARE_LIMIT = 0.05  # of the machine that others may use during a run, and of a one-thread run spent waiting
+TICK = 0.02  # seconds: /proc/stat counts in hundredths, on both ends
+
+
+class DisagreementError(AssertionError):
+    """A contender computes something else than the first one; it is not timed, and neither is anything beside it."""
+
+
+@dataclass
+class Contender:
+    """run: what is timed.  around: entered outside the clock (a forced backend, a number of threads).
+    output: what `check` compares, where that is not what `run` returns.  threads: how many `run` may keep busy.
+    """
+
+    run: Callable[[], object]
+    around: Callable[[], AbstractContextManager] = nullcontext
+    output: Callable[[], object] | None = None
+    threads: int = 1
+
+
+@dataclass
+class Timing:
+    """Seconds per call. disturbed: runs that were disturbed; kept: those that stand because no repetition was better."""
+
+    median: float
+    min: float
+    max: float
+    calls: int
+    rounds: int
+    disturbed: int
+    kept: int
+    cpu_per_wall: float
+
+    def facts(self) -> dict:
+        return {
+            "rounds": self.rounds, "calls_per_round": self.calls, "disturbed_rounds": self.disturbed,
+            "disturbed_rounds_kept": self.kept, "cpu_per_wall": round(self.cpu_per_wall, 3),
+        }
+
+
+def interleave(
+    contenders: dict[str, Contender | Callable], rounds: int = 7, *, check: Callable | None = None,
+    min_time: float = 0.05, retries: int = 2, share_limit: float = SHARE_LIMIT,
+) -> dict[str, Timing]:
+    """Times all contenders, round after round, each round beginning with another one.
+
+    check      (output, first contender's output) -> None, or in words how they disagree; default: allclose()
+    min_time   a run repeats its call until about this many seconds have passed
+    """
+    contenders = {name: c if isinstance(c, Contender) else Contender(c) for name, c in contenders.items()}
+    check = check or allclose()
+    first = None
+    for name, c in contenders.items():
+        with c.around():
+            output = (c.output or c.run)()
+        first = output if first is None else first
+        if problem := check(output, first):
+            raise DisagreementError(f"{name} disagrees with {next(iter(contenders))}: {problem}")
+    calls = {name: _calibrated(c, min_time) for name, c in contenders.items()}
+
+    names = list(contenders)
+    walls, shares = {n: [] for n in names}, {n: [] for n in names}
+    disturbed, kept = dict.fromkeys(names, 0), dict.fromkeys(names, 0)
+    for r in range(rounds):
+        for name in names[r % len(names) :] + names[: r % len(names)]:
+            attempts = []
+            for _ in range(1 + retries):
+                wall, cpu, alone = _run(contenders[name], calls[name], share_limit)
+                attempts.append((not alone, wall, cpu))
+                disturbed[name] += not alone
+                if alone:
+                    break
+            was_disturbed, wall, cpu = min(attempts)
+            kept[name] += was_disturbed
+            walls[name].append(wall / calls[name])
+            shares[name].append(cpu / wall)
+    return {
+        n: Timing(
+            statistics.median(walls[n]), min(walls[n]), max(walls[n]), calls[n], rounds, disturbed[n], kept[n],
+            statistics.median(shares[n]),
+        )
+        for n in names
+    }
+
+
+def _calibrated(c: Contender, min_time: float) -> int:
+    calls = 1
+    with c.around():
+        while True:
+            start = time.perf_counter()
+            for _ in range(calls):
+                c.run()
+            spent = time.perf_counter() - start
+            if spent >= min_time / 4:
+                return max(1, round(calls * min_time / spent))
+            calls *= 4
+
+
+def _run(c: Contender, calls: int, share_limit: float) -> tuple[float, float, bool]:
+    """(wall seconds, CPU seconds of this process, whether we had the machine for ourselves)"""
+    with c.around():
+        run = c.run
+        machine, cpu, start = _busy_seconds(), time.process_time(), time.perf_counter()
+        for _ in range(calls):
+            run()
+        wall, cpu = time.perf_counter() - start, time.process_time() - cpu
+        machine_after = _busy_seconds()
+    others = 0.0 if machine is None else machine_after - machine - cpu
+    crowded = others > share_limit * wall * (os.cpu_count() or 1) + TICK
+    # With more threads than one, time without work may be the contender's own: only a single one must never wait
+    waited = c.threads == 1 and wall > cpu * (1 + share_limit) + 1e-4
+    return wall, cpu, not crowded and not waited
+
+
+def _busy_seconds() -> float | None:
+    """CPU seconds that all processes of the machine have used, stolen ones included."""
+    try:
+        with open("/proc/stat") as file:
+            user, nice, system, _, _, irq, softirq, steal = map(int, file.readline().split()[1:9])
+    except (OSError, ValueError):
+        return None
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+
+
+def allclose(rtol: float = 1e-5, atol: float = 1e-6) -> Callable:
+    def check(output, first):
+        for ours, theirs in zip(as_tuple(output), as_tuple(first), strict=True):
+            ours, theirs = torch.as_tensor(ours), torch.as_tensor(theirs)
+            if ours.shape != theirs.shape:
+                return f"its shape is {tuple(ours.shape)}, not {tuple(theirs.shape)}"
+            if not torch.allclose(ours, theirs, rtol, atol):
+                return f"they differ by {float((ours - theirs).abs().max()):.3g} (rtol={rtol}, atol={atol})"
+
+    return check
+
+
+def as_tuple(x) -> tuple:
+    return tuple(x) if isinstance(x, tuple | list) else (x,)
+
+
+@contextmanager
+def threads(n: int):
+    """Let torch and the kernels use n threads, for a block."""
+    before = torch.get_num_threads(), fastvoc.get_num_threads()
+    torch.set_num_threads(n)
+    fastvoc.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before[0])
+        fastvoc.set_num_threads(before[1])
+
+
+@contextmanager
+def running_on(isa: str):
+    """Use the CPU kernels of one instruction set, for a block."""
+    before = fastvoc.cpu_isa()
+    fastvoc.set_cpu_isa(isa)
+    try:
+        yield
+    finally:
+        fastvoc.set_cpu_isa(before)
+
+
+def real_isas() -> list[str]:
+    """Instruction sets that this machine runs itself, weakest first."""
+    return [name for name, supported, emulated, _ in _C.cpu_isas() if supported and not emulated]
+
+
+# ---- what the machine can do -----------------------------------------------------------------------------------------
+
+
+def best_of(run: Callable[[], object], seconds: float = 0.3, calls: int = 1) -> float:
+    """The shortest time of a call, for ceilings: what the machine did once it can do."""
+    best, end = float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        start = time.perf_counter()
+        for _ in range(calls):
+            run()
+        best = min(best, (time.perf_counter() - start) / calls)
+    return best
+
+
+def copy_bandwidth(n_threads: int, seconds: float = 0.5, n_bytes: int = 256 << 20) -> float:
+    """Bytes per second of copying arrays much larger than the caches, each counted as read once and written once."""
+    source = torch.ones(n_bytes // 4)
+    target = torch.zeros_like(source)
+    with threads(n_threads):
+        return 2 * n_bytes / best_of(lambda: target.copy_(source), seconds)
+
+
+def read_bandwidth(n_threads: int, n_bytes: int, seconds: float = 0.2) -> float:
+    """Bytes per second of reading one array of this size again and again: best of sum, dot and matrix × vector."""
+    x = torch.ones(max(n_bytes // 4 // 256, 1), 256)
+    flat, v = x.flatten(), torch.ones(256)
+    with threads(n_threads), torch.inference_mode():
+        t = min(best_of(f, seconds / 3, calls=20) for f in (flat.sum, lambda: flat.dot(flat), lambda: x.mv(v)))
+    return 4 * flat.numel() / t
+
+
+def mac_peak(n_threads: int, dtype: torch.dtype, seconds: float = 0.5, n: int = 1536) -> float:
+    """Multiply-adds per second of a large matrix product."""
+    a = torch.ones(n, n, dtype=dtype)
+    with threads(n_threads), torch.inference_mode():
+        return n**3 / best_of(lambda: a @ a, seconds)
+
+
+def environment() -> dict:
+    return {
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "cpu": _cpu_model(), "cores": os.cpu_count(), "caches": _caches(),
+        "isas": real_isas(), "isa": fastvoc.cpu_isa(),
+        "isas_missing": {name: reason for name, supported, _, reason in _C.cpu_isas() if not supported},
+        "threads": fastvoc.get_num_threads(), "torch_threads": torch.get_num_threads(),
+        "fastvoc": fastvoc.__version__, "torch": torch.__version__, "numpy": np.__version__,
+        "python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}", **_commit(),
+    }
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _caches() -> dict:
+    """Of the first core: {"L1d": "32K", "L2": …}"""
+    caches = {}
+    for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
+        level, kind, size = ((index / name).read_text().strip() for name in ("level", "type", "size"))
+        if kind != "Instruction":
+            caches[f"L{level}" + ("d" if kind == "Data" else "")] = size
+    return caches
+
+
+def _commit() -> dict:
+    def git(*args):
+        result = subprocess.run(["git", *args], cwd=RESULTS.parent, capture_output=True, text=True, check=True)
+        return result.stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.CalledProcessError):  # an unpacked source archive, or no git here
+        return {"commit": None, "dirty": None}
+
+
+# ---- results ---------------------------------------------------------------------------------------------------------
+
+
+def write_results(
+    name: str, rows: list[dict], *, columns: list[str] | None = None, out: str | Path | None = None, **facts
+) -> Path:
+    """Writes rows, the environment and further facts to results/<name>.json, and prints the rows as a table."""
+    path = Path(out) if out else RESULTS / f"{name}.json"
+    print_table(rows, columns)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as temporary:
+        content = {"name": name, "environment": environment(), **facts, "rows": rows}
+        temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    return path
+
+
+def print_table(rows: list[dict], columns: list[str] | None = None) -> None:
+    columns = columns or list(dict.fromkeys(key for row in rows for key in row))
+    lines = [columns, *([_cell(row.get(c)) for c in columns] for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
+    for line in lines:
+        cells = [cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(line, widths))]
+        print("  ".join(cells).rstrip())
+
+
+def _cell(value) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return str(value)
+
+
+def rounded(row: dict, digits: int = 4) -> dict:
+    return {k: float(f"{v:.{digits}g}") if isinstance(v, float) else v for k, v in row.items()}

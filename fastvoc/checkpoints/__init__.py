@@ -1,0 +1,34 @@
+"""Checkpoint files of the public implementations: one layout per module, recognised by what is in the file.
+
+A reader module has `LAYOUT`, one line for people; `matches(contents, path)`; and `read(contents, path)`, which returns
+the model. contents is what `read_file` made of the file: containers, numbers, strings and tensors, no foreign objects.
+"""
+
+from pathlib import Path
+
+from fastvoc.checkpoints import nv_wavenet, r9y9
+from fastvoc.checkpoints.reading import read_file
+from fastvoc.errors import IncompatibleCheckpointError
+
+READERS = [r9y9, nv_wavenet]
+
+__all__ = ["READERS", "load_checkpoint", "read_file"]
+
+
+def load_checkpoint(path):
+    """The model of one checkpoint file. Never runs code from it. Raises CheckpointError, ConfigError and their kin."""
+    path = Path(path)
+    contents = read_file(path)
+    for reader in READERS:
+        if reader.matches(contents, path):
+            return reader.read(contents, path)
+    supported = "Supported are: " + "; ".join(reader.LAYOUT for reader in READERS) + "."
+    if not isinstance(contents, dict):
+        raise IncompatibleCheckpointError(f"{path} holds a {type(contents).__name__}, no known layout.", hint=supported)
+    if "param_groups" in contents:
+        raise IncompatibleCheckpointError(f"{path} holds an optimizer's state, no weights.", hint=supported)
+    # The layout shows one level further down, in the weights' own names
+    inner = next((v for v in contents.values() if isinstance(v, dict)), {})
+    shown = [str(k)[:80] for k in [*contents, *inner]]
+    found = ", ".join(shown[:10]) + (" …" if len(shown) > 10 else "")
+    raise IncompatibleCheckpointError(f"{path} has no known layout; it holds: {found or 'nothing'}.", hint=supported)

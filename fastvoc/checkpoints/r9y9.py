@@ -1,0 +1,169 @@
+"""r9y9/wavenet_vocoder, the current layout (2019 on): checkpoint_step*.pth with hparams.json beside it.
+
+    {'state_dict', 'optimizer', 'global_step', …}, or the state_dict alone; weight norm in any spelling
+
+Sizes are read from the weights; hparams.json adds what shapes cannot tell: stacks, the output distribution, the
+upsampler's activation, and the recording convention. It is looked for as <name>.json and as hparams.json in the folder.
+The mel statistics are taken from meanvar.npy (row 0 the means, row 1 the scales) where it lies beside; meanvar.joblib,
+a pickle, is not read. The layout of 2018 (upsample_conv.*, recursive skips) is another one.
+"""
+
+import logging
+
+import numpy as np
+from torch import Tensor
+
+from fastvoc.audio.mel import MelConfig
+from fastvoc.checkpoints.reading import float_tensors
+from fastvoc.checkpoints.weight_norm import fold_weight_norm, strip_prefix
+from fastvoc.errors import CheckpointError, ConfigError, IncompatibleCheckpointError
+from fastvoc.models.preprocessing import Preprocessing
+from fastvoc.models.pretrained import config_from_dict, load_weights, read_json
+from fastvoc.models.wavenet import WaveNet, WaveNetConfig
+
+LAYOUT = "r9y9/wavenet_vocoder of 2019 and later (checkpoint_step*.pth and hparams.json)"
+PREEMPHASIS = 0.85  # upstream's constant; hparams.json only says whether
+NOT_IN_SHAPES = ["stacks", "dropout", "output_distribution", "cin_pad"]
+INPUT_TYPES = {"raw": True, "mulaw": True, "mulaw-quantize": False}  # -> scalar_input
+
+logger = logging.getLogger("fastvoc")
+
+
+def matches(contents, path) -> bool:
+    keys = _weights(contents)
+    has = lambda start: any(key.startswith(start) for key in keys)
+    this = all(map(has, ("first_conv.", "conv_layers.0.conv.", "conv_layers.0.conv1x1_out.", "last_conv_layers.3.")))
+    other = has("upsample_conv.") or has("conv_layers.0.conv1x1_aux.") or "conv_layers.0.conv1x1c.bias" in keys
+    return this and not other
+
+
+def read(contents, path) -> WaveNet:
+    state = fold_weight_norm(float_tensors(_weights(contents), path))
+    names = [path.with_suffix(".json"), path.parent / (path.name + ".json"), path.parent / "hparams.json"]
+    source = next((name for name in names if name.is_file()), None)
+    hparams = {} if source is None else read_json(source)
+    found = shape_values(state, path)
+    if type(hparams.get("stacks")) is not int:
+        sizes = ", ".join(f"{key}={value}" for key, value in found.items())
+        raise ConfigError(
+            f"{path}: the weights do not tell how many stacks its layers form ({sizes}).",
+            hint=f"Put the hparams.json that it was trained with into {path.parent}.",
+        )
+    _compare(found, hparams, path, source)
+    values = {**found, **{key: hparams[key] for key in NOT_IN_SHAPES if hparams.get(key) is not None}}
+    if found["upsample_conditional_features"]:
+        values["upsample_params"] = {**(hparams.get("upsample_params") or {}), **found["upsample_params"]}
+    if not found["scalar_input"]:
+        # Upstream quantises by truncation: silence is class 127 of 256, not the nearest one, 128
+        values["start"] = float((found["out_channels"] - 1) // 2)
+    try:
+        model = WaveNet(config_from_dict(WaveNetConfig, values, source))
+    except TypeError as fault:
+        raise ConfigError(f"{source}: upsample_params: {fault}") from None
+    load_weights(model, state, path)
+    model.preprocessing = preprocessing(hparams, found["cin_channels"], path)
+    if not path.stem.endswith("_ema") and path.with_stem(path.stem + "_ema").is_file():
+        logger.info("%s has a twin with averaged weights (_ema), which usually sounds better", path)
+    return model.eval()
+
+
+def shape_values(state: dict[str, Tensor], path) -> dict:
+    """Constructor arguments that the weights' shapes determine."""
+    layers = sum(key.startswith("conv_layers.") and key.endswith(".conv.weight") for key in state)
+    try:
+        names = "first_conv", "conv_layers.0.conv", "last_conv_layers.3"
+        first, conv, last = (state[f"{name}.weight"] for name in names)
+        mel, speaker = (state.get(f"conv_layers.0.{name}.weight") for name in ("conv1x1c", "conv1x1g"))
+        values = {
+            "out_channels": last.shape[0], "layers": layers, "residual_channels": first.shape[0],
+            "gate_channels": conv.shape[0], "skip_out_channels": state["conv_layers.0.conv1x1_skip.weight"].shape[0],
+            "kernel_size": conv.shape[2], "cin_channels": -1 if mel is None else mel.shape[1],
+            "gin_channels": -1 if speaker is None else speaker.shape[1], "scalar_input": first.shape[1] == 1,
+            "use_speaker_embedding": "embed_speakers.weight" in state,
+            "upsample_conditional_features": any(key.startswith("upsample_net.") for key in state),
+        }
+        if values["use_speaker_embedding"]:
+            values["n_speakers"] = state["embed_speakers.weight"].shape[0]
+        if values["upsample_conditional_features"]:
+            conv_in = state.get("upsample_net.conv_in.weight")
+            prefix = "upsample_net.up_layers." if conv_in is None else "upsample_net.upsample.up_layers."
+            numbers = sorted(int(key.split(".")[-2]) for key in state if key.startswith(prefix))
+            kernels = [state[f"{prefix}{number}.weight"].shape for number in numbers]
+            values["upsample_net"] = "UpsampleNetwork" if conv_in is None else "ConvInUpsampleNetwork"
+            values["upsample_params"] = {
+                "upsample_scales": [(kernel[3] - 1) // 2 for kernel in kernels], "freq_axis_kernel_size": kernels[0][2]
+            }
+            if conv_in is not None:
+                values["cin_pad"] = (conv_in.shape[2] - 1) // 2
+    except (KeyError, IndexError, ValueError) as fault:
+        raise IncompatibleCheckpointError(f"{path}: a weight is missing or has a wrong rank: {fault}") from None
+    return values
+
+
+def preprocessing(hparams: dict, cin_channels: int, path) -> Preprocessing | None:
+    """The recording convention, or None where hparams name one that is not known here."""
+    kind, before = hparams.get("input_type", "raw"), hparams.get("preprocess") or ""
+    if kind == "mulaw" or before not in ("", "preemphasis"):
+        logger.warning("%s: input_type %r, preprocess %r: what comes out is the model's own signal", path, kind, before)
+        return None
+
+    def number(name, default):
+        value = hparams.get(name)
+        if value is not None and type(value) not in (int, float):
+            raise ConfigError(f"hparams.json beside {path}: {name} must be a number, got {value!r}")
+        return default if value is None or value < 0 else value  # upstream writes "not given" as null or -1
+
+    bands = cin_channels if cin_channels > 0 else number("num_mels", 80)
+    rate, n_fft = number("sample_rate", 22050), number("fft_size", 1024)
+    in_samples = lambda name, default: int(number(name, default * 1000 / rate) * rate / 1000 + 1e-6)
+    mel = MelConfig.preset(
+        "r9y9", sample_rate=rate, n_fft=n_fft, hop_length=number("hop_size", in_samples("frame_shift_ms", n_fft // 4)),
+        win_length=number("win_length", in_samples("win_length_ms", n_fft)), n_mels=bands,
+        fmin=number("fmin", 125), fmax=number("fmax", None if "fmax" in hparams else 7600), **_statistics(path, bands),
+    )
+    return Preprocessing(mel, PREEMPHASIS if before else 0.0, float(number("global_gain_scale", 1.0) or 1.0))
+
+
+def _weights(contents) -> dict:
+    state = contents.get("state_dict", contents) if isinstance(contents, dict) else {}
+    named = isinstance(state, dict) and all(isinstance(key, str) for key in state)
+    return strip_prefix(state, "module.") if named else {}
+
+
+def _compare(found: dict, hparams: dict, path, source) -> None:
+    """Raise where hparams.json belongs to other weights. After this no size comes from it alone."""
+    kind = hparams.get("input_type", "raw" if found["scalar_input"] else "mulaw-quantize")
+    if kind not in INPUT_TYPES:
+        raise ConfigError(f"{source}: input_type: got {kind!r}, expected one of {list(INPUT_TYPES)}")
+    said = {**hparams, "scalar_input": INPUT_TYPES[kind]}
+    said.pop("use_speaker_embedding", None)  # upstream never sets it; the weights tell
+    for name in ("cin_channels", "gin_channels"):
+        if isinstance(said.get(name), int) and said[name] <= 0:
+            said[name] = -1
+    for name, value in found.items():
+        pairs = [(name, value, said.get(name))]
+        if name == "upsample_params":
+            given = said.get(name) or {}
+            if not isinstance(given, dict):
+                raise ConfigError(f"{source}: upsample_params must be an object, got {given!r}")
+            pairs = [(f"{name}.{key}", inner, given.get(key)) for key, inner in value.items()]
+        for label, have, want in pairs:
+            if want is not None and want != have:
+                said_so = f"{have} in the weights, {want!r} in {source.name}"
+                raise IncompatibleCheckpointError(f"{path}: {label} is {said_so}")
+
+
+def _statistics(path, bands: int) -> dict:
+    file = path.parent / "meanvar.npy"
+    if not file.is_file():
+        if (path.parent / "meanvar.joblib").is_file():
+            logger.warning("%s: meanvar.joblib is not read; save its [mean_, scale_] as meanvar.npy", path)
+        return {}
+    try:
+        # Mapped: its header cannot ask for more memory than the file has
+        rows = np.load(file, mmap_mode="r", allow_pickle=False)
+    except (ValueError, OSError, EOFError) as fault:
+        raise CheckpointError(f"{file} is damaged or no .npy: {fault}") from None
+    if rows.shape != (2, bands) or rows.dtype.kind != "f":
+        raise CheckpointError(f"{file} holds {rows.dtype} {rows.shape}, expected floats (2, {bands}): means and scales")
+    return {"mean": tuple(rows[0].tolist()), "scale": tuple(rows[1].tolist())}

@@ -1,0 +1,79 @@
+"""Mels as .npy arrays (n_mels, n_frames), read without trusting their headers, checked against a model's convention."""
+
+import logging
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.lib import format as npy
+from torch import Tensor
+
+from fastvoc.audio.mel import MelConfig
+from fastvoc.errors import AudioError, FeatureError, ShapeError
+
+log = logging.getLogger("fastvoc")
+
+_HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+
+
+def read_npy(path: Path) -> np.ndarray:
+    """A .npy file's numbers as float32. Raises AudioError naming the fault; never unpickles, never trusts a size."""
+    with open(path, "rb") as file:
+        try:
+            version = npy.read_magic(file)
+            if version not in _HEADERS:
+                raise ValueError(f"format version {version} is unknown")
+            shape, fortran, dtype = _HEADERS[version](file)
+        except (ValueError, TypeError, KeyError, SyntaxError, RecursionError, MemoryError) as fault:
+            raise AudioError(f"{path} is not a usable .npy file: {str(fault).splitlines()[0]}") from None
+        if dtype.hasobject or dtype.kind != "f":
+            raise AudioError(f"{path} holds {dtype}, expected floating point numbers.")
+        if len(shape) > 8 or min(shape, default=0) < 0:
+            raise AudioError(f"{path} is damaged: its header claims the shape {_short(shape)}.")
+        claimed, held = math.prod(shape) * dtype.itemsize, path.stat().st_size - file.tell()
+        if claimed != held:
+            claim = f"{_short(shape)} {dtype}, which is {claimed} bytes"
+            raise AudioError(f"{path} is damaged: its header claims {claim}; it holds {held}.")
+        values = np.fromfile(file, dtype).reshape(shape, order="F" if fortran else "C")
+    return np.ascontiguousarray(values, np.float32)
+
+
+def read_mel(path: Path, model, normalised: bool) -> Tensor:
+    """(n_mels, n_frames) as the model takes it. normalised: it is so in the file already."""
+    mel = model.check_mel(torch.from_numpy(read_npy(path)), dims=2)
+    if not mel.shape[1]:
+        raise ShapeError(f"{path} has no frames.")
+    if normalised or model.preprocessing is None:
+        return mel
+    config = model.preprocessing.mel
+    _check_convention(mel, config)
+    return config.normalise(mel)
+
+
+def _check_convention(mel: Tensor, config: MelConfig) -> None:
+    """Raise for values that no recording can have under this convention: below its floor or outside its clip."""
+    low, high = _range(config)
+    least, greatest = float(mel.min()), float(mel.max())
+    slack = 1e-3 * max(1.0, abs(low))
+    if least < low - slack or greatest > high + slack:
+        wanted = f"at least {low:.2f}" if math.isinf(high) else f"within {low:.2f}…{high:.2f}"
+        convention = f"this model's convention ({config.log}, floor {config.floor:g})"
+        raise FeatureError(
+            f"the mel holds {least:.2f}…{greatest:.2f}; {convention} is {wanted}.",
+            hint="Make it with `fastvoc mel --model`, or pass --normalised if the statistics are applied already.",
+        )
+    if least >= 0 > low:
+        log.warning("the mel lies in %.2f…%.2f: is it linear? This model takes %s", least, greatest, config.log)
+
+
+def _range(config: MelConfig) -> tuple[float, float]:
+    logs = {"ln": math.log, "log2": math.log2, "log10": math.log10, "20log10": lambda x: 20 * math.log10(x)}
+    low, high = logs[config.log](config.floor), math.inf
+    if config.affine:
+        low = (low + config.affine[0]) / config.affine[1]
+    return (max(low, config.clip[0]), config.clip[1]) if config.clip else (low, high)
+
+
+def _short(shape: tuple[int, ...]) -> str:
+    return str(tuple(shape)) if len(shape) <= 8 else f"of {len(shape)} axes"

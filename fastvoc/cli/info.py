@@ -1,0 +1,104 @@
+"""fastvoc info: what runs here, what does not, and why."""
+
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+from pathlib import Path
+
+import torch
+
+import fastvoc
+from fastvoc import _C
+from fastvoc._op import BACKENDS, OPS
+from fastvoc.cli.options import add_command
+from fastvoc.cli.terminal import print_table
+
+FEATURES = (  # of x86, as Linux spells them: those that kernels are written for
+    "sse4_2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx512_bf16",
+    "avx512_fp16", "amx_tile", "amx_bf16", "amx_int8",
+)
+VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
+
+
+def add(commands) -> None:
+    parser = add_command(commands, "info", run, "what runs on this machine, what does not, and why")
+    parser.add_argument("--json", action="store_true", help="the same for programs")
+
+
+def run(options) -> None:
+    facts = {
+        "versions": versions(), "cpu": cpu(), "instruction_sets": instruction_sets(),
+        "threads": {"fastvoc": fastvoc.get_num_threads(), "torch": torch.get_num_threads()},
+        "backends": backends(), "environment": environment(),
+    }
+    if options.json:
+        print(json.dumps(facts, indent=2))
+        return
+    for name, version in facts["versions"].items():
+        print(f"{name:<8} {version or 'not installed'}")
+    machine = facts["cpu"]
+    print(f"\nCPU      {machine['name']}, {machine['cpus']} CPUs usable")
+    print(f"         {' '.join(machine['features']) or 'features unknown'}")
+    print(f"threads  fastvoc {facts['threads']['fastvoc']}, torch {facts['threads']['torch']}\n")
+    rows = [(row["name"], _state(row)) for row in facts["instruction_sets"]]
+    print_table([("instruction set", "state"), *rows], left=2)
+    print()
+    rows = [(op, *(reason or "available" for reason in states.values())) for op, states in facts["backends"].items()]
+    print_table([("operator", *BACKENDS), *rows], left=1 + len(BACKENDS))
+    print()
+    for name, value in facts["environment"].items():
+        print(f"{name}={value}")
+
+
+def versions() -> dict[str, str | None]:
+    found = {"fastvoc": fastvoc.__version__, "python": platform.python_version(), "torch": torch.__version__}
+    for name in ("numpy", "triton"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def cpu() -> dict:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    flags = fields.get("flags", fields.get("Features", "")).split()
+    return {
+        "name": fields.get("model name") or platform.processor() or platform.machine(),
+        "architecture": platform.machine(),
+        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "features": [flag for flag in FEATURES if flag in flags],
+    }
+
+
+def instruction_sets() -> list[dict]:
+    names = "name", "supported", "emulated", "reason"
+    return [{**dict(zip(names, row)), "in_use": row[0] == fastvoc.cpu_isa()} for row in _C.cpu_isas()]
+
+
+def backends() -> dict[str, dict[str, str | None]]:
+    """operator -> backend -> None where it is available, else the reason."""
+    return {name: {backend: _why_not(op, backend) for backend in BACKENDS} for name, op in OPS.items()}
+
+
+def environment() -> dict[str, str]:
+    return {k: v for k, v in sorted(os.environ.items()) if k.startswith("FASTVOC_") or k in VARIABLES}
+
+
+def _why_not(op, backend: str) -> str | None:
+    if backend not in op.backends:
+        return "not built" if backend == "cuda" else "no kernel yet"
+    if backend == "triton" and importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    if backend in ("cuda", "triton") and not torch.cuda.is_available():
+        return "torch sees no GPU"
+    return None
+
+
+def _state(row: dict) -> str:
+    if not row["supported"]:
+        return row["reason"]
+    return "in use" if row["in_use"] else "for tests: emulated" if row["emulated"] else "available"

@@ -1,0 +1,303 @@
+"""infer and stream: a WaveNet's generation, its inputs checked at the border."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import fastvoc
+from fastvoc._op import forced_backend
+from fastvoc.audio.mulaw import mulaw_encode
+from fastvoc.errors import ConfigError, DeviceError, DTypeError, ShapeError
+from fastvoc.models.wavenet_streams import WaveNetStream, as_wave, check_finite, generate
+from fastvoc.ops.philox import n_draws
+from fastvoc.ops.wavenet_generate import wavenet_generate
+
+
+class Generation:
+    """What WaveNet inherits: everything that generates, nothing that trains."""
+
+    @property
+    def samples_per_frame(self) -> int:
+        return 1 if self.upsample_net is None else self.upsample_net.scale
+
+    @property
+    def context_frames(self) -> int:
+        """Frames on each side that feed the upsampler's edges and give no samples of their own."""
+        return 0 if self.upsample_net is None else self.upsample_net.context
+
+    def upsample_stages(self) -> list:
+        return [] if self.upsample_net is None else self.upsample_net.stages()
+
+    def plan(self, precision: str = "fp32", threads: int | None = None):
+        """The packed engine for these weights; built on first use and kept until the weights change."""
+        threads = fastvoc.get_num_threads() if threads is None else threads
+        version = tuple(p._version for p in self.parameters()), tuple(p.data_ptr() for p in self.parameters())
+        key = precision, threads, forced_backend()
+        if key not in self._plans or self._plans[key][0] != version:
+            device = next(self.parameters()).device
+            if device.type != "cpu":
+                raise DeviceError(
+                    f"the model is on {device}; generation runs on the CPU so far.", hint="Move it with model.cpu()."
+                )
+            self._plans[key] = version, wavenet_generate.plan(device, self.weights(), precision, threads)
+        return self._plans[key][1]
+
+    def __getstate__(self):
+        return {**self.__dict__, "_plans": {}}  # packed weights are made anew where the copy is used
+
+    def check_mel(self, mel: Tensor, dims: int = 3) -> Tensor:
+        """Raise unless mel is a finite float32 (B, n_mels, n_frames) (dims=3) or (n_mels, n_frames) (dims=2) here."""
+        bands = self.config.cin_channels
+        shape = f"(B, {bands}, n_frames)" if dims == 3 else f"({bands}, n_frames)"
+        if not isinstance(mel, Tensor):
+            raise DTypeError(
+                f"mel is a {type(mel).__name__}, expected a torch.Tensor {shape}.", hint="Use torch.from_numpy(mel)."
+            )
+        if mel.dtype != torch.float32:
+            raise DTypeError(f"mel is {mel.dtype}, expected torch.float32.", hint="Convert it with .float().")
+        device = next(self.parameters()).device
+        if mel.device != device:
+            raise DeviceError(f"mel is on {mel.device}, the model on {device}.", hint="Move one with .to(device).")
+        if mel.dim() != dims:
+            hint = "Add a batch axis with mel[None]." if mel.dim() == dims - 1 else None
+            raise ShapeError(f"mel is {tuple(mel.shape)}, expected {shape}.", hint=hint)
+        if mel.shape[-2] != bands:
+            hint = (
+                f"{bands} bands were found on the last axis: transpose it."
+                if mel.shape[-1] == bands
+                else ("The mel was made for another model.")
+            )
+            raise ShapeError(
+                f"mel is {tuple(mel.shape)}, expected {shape}: axis {dims - 2} must hold {bands} mel bands.", hint=hint
+            )
+        check_finite(mel)
+        return mel.detach()
+
+    def stream(
+        self,
+        *,
+        speaker=None,
+        seed: int = 0,
+        stream: int = 0,
+        temperature: float | None = None,
+        precision: str = "fp32",
+        threads: int | None = None,
+        initial=None,
+        context_given: bool = False,
+    ) -> WaveNetStream:
+        """A new stream: push mel into it and call `generate([stream, …])` (fastvoc.models.wavenet_streams)."""
+        return self._streams(
+            1,
+            None if speaker is None else [speaker],
+            seed,
+            [stream],
+            temperature,
+            precision,
+            threads,
+            initial,
+            context_given,
+        )[0]
+
+    def _streams(self, n, speaker, seed, numbers, temperature, precision, threads, initial, context_given):
+        if temperature is None:
+            temperature = 1.0 if self.preprocessing is None else self.preprocessing.temperature
+        if not (math.isfinite(temperature) and temperature >= 0):
+            raise ConfigError(f"temperature must be finite and at least 0, got {temperature}")
+        if initial is None:
+            initial = self.config.start
+        if initial is None:
+            initial = (
+                float(mulaw_encode(torch.zeros(1), self.config.out_channels)) if not self.config.scalar_input else 0.0
+            )
+        if not self.config.scalar_input and not 0 <= initial < self.config.out_channels:
+            raise ConfigError(f"initial must be a class in 0…{self.config.out_channels - 1}, got {initial}")
+        plan = self.plan(precision, threads)
+        biases = self._speaker_biases(speaker, n)
+        return [
+            WaveNetStream(
+                self,
+                plan,
+                seed=seed,
+                stream=number,
+                temperature=temperature,
+                speaker=bias,
+                initial=initial,
+                context_given=context_given,
+            )
+            for number, bias in zip(numbers, biases)
+        ]
+
+    @torch.no_grad()
+    def _speaker_biases(self, speaker, n: int) -> list:
+        """Per item the (L, G) that its speaker adds to every layer's gate input."""
+        if self.config.gin_channels <= 0:
+            if speaker is not None:
+                raise ConfigError("this WaveNet was trained without speakers, but a speaker was given")
+            return [None] * n
+        if speaker is None:
+            raise ConfigError(
+                "this WaveNet is conditioned on a speaker: pass speaker=…",
+                hint=(
+                    f"Speakers are numbered 0…{self.config.n_speakers - 1}."
+                    if self.embed_speakers is not None
+                    else None
+                ),
+            )
+        g = torch.as_tensor(speaker)
+        if self.embed_speakers is not None and not g.is_floating_point():
+            g = g.reshape(-1).expand(n) if g.numel() == 1 else g.reshape(-1)
+            if g.numel() != n:
+                raise ShapeError(f"got {g.numel()} speakers for a batch of {n}")
+            if not ((0 <= g) & (g < self.config.n_speakers)).all():
+                raise ConfigError(
+                    f"speaker {g.tolist()} is out of range: the model knows 0…{self.config.n_speakers - 1}"
+                )
+        elif g.numel() != n * self.config.gin_channels:
+            raise ShapeError(f"speaker features are {tuple(g.shape)}, expected ({n}, {self.config.gin_channels})")
+        features = self._speaker_features(g if not g.is_floating_point() else g.reshape(n, -1))[:, :, 0]
+        # One by one: how torch rounds a matrix product depends on the batch, and a stream must not sound of its company
+        weights = [layer.conv1x1g.weight[:, :, 0] for layer in self.conv_layers]
+        return [torch.stack([F.linear(f, w) for w in weights]).float() for f in features]
+
+    @torch.inference_mode()
+    def infer(
+        self,
+        mel: Tensor | None = None,
+        speaker=None,
+        *,
+        seed: int = 0,
+        noise: Tensor | None = None,
+        temperature: float | None = None,
+        forced: Tensor | None = None,
+        lengths=None,
+        precision: str = "fp32",
+        threads: int | None = None,
+        initial=None,
+        streams=None,
+        context_given: bool = False,
+        n_samples: int | None = None,
+        layer_conditioning: Tensor | None = None,
+        progress=None,
+    ) -> Tensor:
+        """Generate: mel (B, n_mels, n_frames) -> (B, n_frames · hop) samples in [-1, 1].
+
+        speaker      (B,) speaker numbers or (B, gin_channels) features, for a model trained with speakers
+        seed, streams  name the noise: item b draws from stream streams[b] (default b) of the seed
+        noise        (B, n_samples, draws) instead: a uniform number for softmax; for a mixture of K a uniform one each and
+                     then one for the sample, uniform (logistics) or normal (Gaussians); a normal one for a Gaussian
+        temperature  0 takes the most probable value; default: the model's own, else 1
+        forced       (B, n_samples) samples (float, [-1, 1]) or classes (int) that are fed back instead of what was drawn;
+                     the result is then the network's outputs (B, out_channels, n_samples)
+        lengths      (B,) frames of each item; the rest of the mel is padding, the rest of the result zero
+        precision    "fp32" or "bf16" weights and products; sums are float32
+        initial      what stands before the first sample: a value, or a class (default: silence)
+        context_given  the mel already holds the model's context frames on each side; else the edge frames are repeated
+        layer_conditioning  (B, layers, gate_channels, n_samples): ready-made conditioning instead of mel
+        n_samples    for a model without mel: how many
+        progress     called with (samples done, samples in all) now and then
+
+        Raises ShapeError, DTypeError, DeviceError, FeatureError, ConfigError.
+        """
+        given = [
+            name
+            for name, x in (("mel", mel), ("layer_conditioning", layer_conditioning), ("n_samples", n_samples))
+            if x is not None
+        ]
+        if len(given) != 1:
+            raise ConfigError(f"pass one of mel, layer_conditioning and n_samples, got {given or 'none'}")
+        if mel is not None:
+            if self.config.cin_channels <= 0:
+                raise ConfigError("this WaveNet was trained without a mel", hint="Pass n_samples=… instead.")
+            mel = self.check_mel(mel)
+        elif n_samples is not None and self.config.cin_channels > 0:
+            raise ConfigError(f"this WaveNet is conditioned on {self.config.cin_channels} mel bands: pass mel")
+        B = 1 if n_samples is not None else len(mel if mel is not None else layer_conditioning)
+        margin = 2 * self.context_frames if context_given else 0
+        if mel is not None:
+            frames = mel.shape[2] - margin
+            if frames < 1:
+                raise ShapeError(f"mel has {mel.shape[2]} frames, expected at least {1 + margin}")
+            counts = [frames] * B if lengths is None else [int(n) for n in lengths]
+            if len(counts) != B or not all(1 <= n <= frames for n in counts):
+                raise ShapeError(f"lengths are {counts}, expected {B} numbers in 1…{frames}")
+            counts = [n * self.samples_per_frame for n in counts]
+        else:
+            if n_samples is not None and n_samples < 1:
+                raise ConfigError(f"n_samples must be at least 1, got {n_samples}")
+            counts = [n_samples or self._checked_layers(layer_conditioning).shape[3]] * B
+        total = max(counts, default=0)
+        if noise is not None and tuple(noise.shape) != (B, total, self.n_draws):
+            raise ShapeError(
+                f"noise is {tuple(noise.shape)}, expected (B, n_samples, draws) = ({B}, {total}, {self.n_draws})"
+            )
+        if forced is not None:
+            forced = self._checked_forced(forced, B, total)
+        made = self._streams(
+            B,
+            speaker,
+            seed,
+            range(B) if streams is None else streams,
+            temperature,
+            precision,
+            threads,
+            initial,
+            context_given,
+        )
+        collect = forced is not None
+        if mel is None:
+            cond = None if layer_conditioning is None else [x.permute(2, 0, 1) for x in layer_conditioning]
+            rows = None if noise is None else list(noise)
+            waves, params = (
+                made[0].plan.run(
+                    [s.state for s in made],
+                    counts,
+                    cond,
+                    layer_cond=cond is not None,
+                    noise=rows,
+                    forced=None if forced is None else list(forced),
+                    parameters=collect,
+                )
+                if made
+                else ([], [])
+            )
+        else:
+            for s, m, n in zip(made, mel, counts):
+                s.push(m[:, : n // self.samples_per_frame + margin], last=True)
+            waves, params = generate(made, counts, noise, forced, collect, progress)
+        if collect:
+            return torch.stack([F.pad(p.t(), (0, total - len(p))) for p in params])
+        waves = [as_wave(self.config, w) for w in waves]
+        return torch.stack([F.pad(w, (0, total - len(w))) for w in waves]) if waves else torch.empty(0, total)
+
+    @property
+    def n_draws(self) -> int:
+        """Random numbers that a sample takes."""
+        return n_draws(self.config.head, max(self.config.out_channels // 3, 1))
+
+    def _checked_forced(self, forced: Tensor, B: int, n: int) -> Tensor:
+        if tuple(forced.shape) != (B, n):
+            raise ShapeError(f"forced is {tuple(forced.shape)}, expected (B, n_samples) = ({B}, {n})")
+        if self.config.scalar_input:
+            return forced.float()
+        classes = mulaw_encode(forced, self.config.out_channels) if forced.is_floating_point() else forced
+        if classes.numel() and not (0 <= int(classes.min()) and int(classes.max()) < self.config.out_channels):
+            raise IndexError(
+                f"forced holds classes {int(classes.min())}…{int(classes.max())}, the model has 0…{self.config.out_channels - 1}"
+            )
+        return classes.float()
+
+    def _checked_layers(self, cond: Tensor) -> Tensor:
+        expected = self.config.layers, self.config.gate_channels
+        if cond.dim() != 4 or tuple(cond.shape[1:3]) != expected:
+            raise ShapeError(
+                f"layer_conditioning is {tuple(cond.shape)}, expected (B, layers, gate_channels, n_samples) with {expected}"
+            )
+        check_finite(cond)
+        return cond
+
+    def vocode(self, mel: Tensor, **options) -> list:
+        """infer, then undo what stood before the model: mel (B, n_mels, n_frames) -> per item a float32 array."""
+        waves = [w.numpy() for w in self.infer(mel, **options)]
+        return [self.preprocessing.from_model(w) for w in waves] if self.preprocessing is not None else waves

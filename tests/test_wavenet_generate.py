@@ -1,0 +1,540 @@
+"""The generation engine against its reference in float64, and what must be equal to the bit: threads, company, chunks.
+
+The accuracy rule is test_ops.py's: error to float64 at most twice that of plain torch in float32, plus roundings.
+"""
+
+import os
+import subprocess
+import sys
+import textwrap
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from statistics import NormalDist
+
+import numpy as np
+import pytest
+import torch
+
+from fastvoc import WaveNet
+from fastvoc.layers import (
+    ConvInUpsampleNetwork,
+    ConvTranspose1dUpsampleNetwork,
+    ConvTranspose2dUpsampleNetwork,
+    UpsampleNetwork,
+)
+from fastvoc.models.wavenet_streams import generate
+from fastvoc.ops import philox
+from fastvoc.ops.upsample import StreamingUpsampler, upsample_reference
+from fastvoc.ops.wavenet_generate import CpuPlan, ReferencePlan, WaveNetWeights
+from tests.devices import FMA_ISAS, ISAS, PAIR_ISAS, running_on
+
+EPS = torch.finfo(torch.float32).eps
+HEADS = {"softmax": 30, "mol": 30, "gaussian": 2, "mog": 6}
+
+
+@pytest.fixture(params=ISAS)
+def isa(request):
+    with running_on(request.param):
+        yield request.param
+
+
+@pytest.fixture(autouse=True)
+def one_torch_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def weights_of(
+    residual=24, gate=40, skip=20, hidden=18, out=30, mels=5, kernel=3, dilations=(1, 2, 4), head="mol",
+    front_kernel=1, front_activation="none", seed=0,
+):
+    """Random weights with activations of order one; log scales near -2, so that samples are no noise."""
+    rng = torch.Generator().manual_seed(seed)
+    L = len(dilations)
+
+    def normal(*shape, fan_in):
+        return torch.randn(*shape, generator=rng) / max(fan_in, 1) ** 0.5
+
+    bias = lambda *shape: normal(*shape, fan_in=25)
+    n_mix = max(out // 3, 1) if head != "softmax" else 1
+    b_logits = bias(out)
+    if head != "softmax":
+        b_logits[out // 2 if out == 2 else 2 * n_mix :] -= 3
+    return WaveNetWeights(
+        front=normal(front_kernel, out if head == "softmax" else 1, residual, fan_in=front_kernel),
+        b_front=bias(residual), w_in=normal(L, gate, residual, kernel, fan_in=residual * kernel) * 1.3,
+        b_in=bias(L, gate),
+        w_cond=normal(L, gate, mels, fan_in=mels), w_res=normal(L, residual, gate // 2, fan_in=gate // 2),
+        b_res=bias(L, residual), w_skip=normal(L, skip, gate // 2, fan_in=L * gate / 4), b_skip=bias(skip),
+        w_hidden=normal(hidden, skip, fan_in=skip) * 1.5, b_hidden=bias(hidden),
+        w_logits=normal(out, hidden, fan_in=hidden) * 1.5, b_logits=b_logits, dilations=tuple(dilations), head=head,
+        n_classes=out if head == "softmax" else 0, n_mix=n_mix, rho=0.5**0.5, front_activation=front_activation,
+    )
+
+
+def job_of(weights, n_streams=2, n=40, seed=1):
+    """Conditioning, noise and forced samples of some streams."""
+    rng = torch.Generator().manual_seed(seed)
+    cond = [torch.randn(n, weights.w_cond.shape[2], generator=rng) for _ in range(n_streams)]
+    noise = [torch.from_numpy(philox.draws(weights.head, weights.n_mix, seed, b, 0, n)) for b in range(n_streams)]
+    if weights.n_classes:
+        forced = [torch.randint(weights.n_classes, (n,), generator=rng).float() for _ in range(n_streams)]
+    else:
+        forced = [torch.rand(n, generator=rng) * 2 - 1 for _ in range(n_streams)]
+    return cond, noise, forced
+
+
+def start(plan, n_streams, seed=0, temperature=1.0, initial=0.0):
+    return [plan.begin(seed, b, temperature, initial) for b in range(n_streams)]
+
+
+def outputs_of(plan, weights, n_streams=2, n=40):
+    """(n_streams, n, A) network outputs under teacher forcing."""
+    cond, noise, forced = job_of(weights, n_streams, n)
+    _, given = plan.run(start(plan, n_streams), [n] * n_streams, cond, noise=noise, forced=forced, parameters=True)
+    return torch.stack(given)
+
+
+def within(ours, theirs, exact, k):
+    """The accuracy rule; k: roundings of sums, of the size of the largest output."""
+    error, torch_error = float((ours - exact).abs().max()), float((theirs - exact).abs().max())
+    return error <= 2 * torch_error + k * EPS * float(exact.abs().max())
+
+
+# ---- accuracy --------------------------------------------------------------------------------------------------------
+
+GRID = {
+    "residual 1": dict(residual=1, gate=18, skip=5, kernel=2, out=2, head="gaussian"),
+    "residual 7, gate 2": dict(residual=7, gate=2, skip=5, kernel=3, out=6, head="mog"),
+    "residual 33, gate 66": dict(residual=33, gate=66, skip=48, kernel=2, out=30),
+    "kernel 4, odd dilations": dict(residual=24, gate=40, skip=5, kernel=4, dilations=(3, 1, 7)),
+    "17 classes": dict(residual=7, gate=18, skip=48, kernel=3, out=17, head="softmax", dilations=(3, 1, 7)),
+    "256 classes, front 3": dict(residual=24, gate=66, skip=48, hidden=70, out=256, head="softmax", front_kernel=3),
+    "front 3 relu": dict(front_kernel=3, front_activation="relu", out=6, head="mog"),
+    "front 3 tanh": dict(front_kernel=3, front_activation="tanh", residual=33, kernel=2),
+    "front 1 tanh, 1 layer": dict(front_activation="tanh", dilations=(5,), hidden=1, skip=1),
+    "one Gaussian of three": dict(out=3, head="gaussian", mels=80),
+    "no mel": dict(mels=0, residual=16, gate=32, skip=16, hidden=16),
+    "wide": dict(residual=64, gate=128, skip=100, hidden=65, mels=80, dilations=(1, 2, 4, 8)),
+}
+
+
+@pytest.mark.parametrize("sizes", GRID.values(), ids=GRID)
+def test_as_exact_as_torch(isa, sizes):
+    weights = weights_of(**sizes)
+    exact = outputs_of(ReferencePlan(weights.double()), weights)
+    theirs = outputs_of(ReferencePlan(weights), weights)
+    ours = outputs_of(CpuPlan(weights), weights)
+    assert ours.isfinite().all() and (ours != 0).float().mean() > 0.5 and ours.std() > 0.05
+    assert within(ours, theirs, exact, k=4)
+
+
+@pytest.mark.parametrize("sizes", GRID.values(), ids=GRID)
+def test_bfloat16(isa, sizes):
+    """bf16 keeps 8 bits: 2^-9 relative error per weight and activation, averaged out in the sums."""
+    weights = weights_of(**sizes)
+    exact = outputs_of(ReferencePlan(weights.double()), weights, n_streams=5)
+    ours = outputs_of(CpuPlan(weights, "bf16"), weights, n_streams=5)
+    error, size = (ours - exact).pow(2).mean().sqrt(), exact.pow(2).mean().sqrt()
+    assert 1e-5 * size < error < 0.01 * size
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("sizes", GRID.values(), ids=GRID)
+def test_instruction_sets_with_fused_multiply_add_agree_to_the_bit(sizes, precision):
+    weights = weights_of(**sizes)
+    plan = CpuPlan(weights, precision)
+    results = {}
+    for name in FMA_ISAS:
+        if precision == "fp32" or name not in PAIR_ISAS:
+            with running_on(name):
+                results[name] = outputs_of(plan, weights, n_streams=5)
+    assert "amx_emulated" not in ISAS or "amx_emulated" in results
+    first = next(iter(results.values()))
+    assert [name for name, y in results.items() if not torch.equal(first, y)] == []
+
+
+@pytest.mark.parametrize("name", ["front", "w_in", "b_in", "w_cond", "w_res", "w_skip", "b_hidden", "w_logits"])
+def test_the_comparison_notices_one_wrong_weight(name):
+    weights = weights_of()
+    theirs = outputs_of(ReferencePlan(weights), weights)
+    exact = outputs_of(ReferencePlan(weights.double()), weights)
+    wrong = getattr(weights, name).clone()
+    at = wrong[0].abs().flatten().argmax() if wrong.dim() > 1 else wrong.abs().argmax()  # of the first layer
+    wrong.flatten()[at] += 0.02
+    assert within(outputs_of(CpuPlan(weights), weights), theirs, exact, k=4)
+    assert not within(outputs_of(CpuPlan(replace(weights, **{name: wrong})), weights), theirs, exact, k=4)
+
+
+def test_the_comparison_notices_one_wrong_tap():
+    weights = weights_of()
+    exact = outputs_of(ReferencePlan(weights.double()), weights)
+    wrong = replace(weights, dilations=(1, 2, 5))
+    assert not within(outputs_of(CpuPlan(wrong), weights), outputs_of(ReferencePlan(weights), weights), exact, k=4)
+
+
+def test_layer_conditioning(isa):
+    weights = weights_of(mels=0, residual=24, gate=34)
+    n, L, G = 20, 3, 34
+    cond = [torch.randn(n, L, G) for _ in range(3)]
+    _, noise, forced = job_of(weights, 3, n)
+    run = lambda plan: torch.stack(plan.run(
+        start(plan, 3), [n] * 3, cond, layer_cond=True, noise=noise, forced=forced, parameters=True)[1])
+    assert within(run(CpuPlan(weights)), run(ReferencePlan(weights)), run(ReferencePlan(weights.double())), k=4)
+
+
+# ---- drawing ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7, 0.0])
+@pytest.mark.parametrize("head", HEADS)
+def test_free_running(isa, head, temperature):
+    """The same seed gives the reference's samples: up to rounding, and exactly for classes."""
+    weights = weights_of(head=head, out=HEADS[head])
+    n, B = 60, 3
+    cond = job_of(weights, B, n)[0]
+    initial = 3.0 if weights.n_classes else 0.0
+    run = lambda plan: torch.stack(plan.run(start(plan, B, 11, temperature, initial), [n] * B, cond)[0])
+    ours, theirs = run(CpuPlan(weights)), run(ReferencePlan(weights))
+    assert ours.std() > 0.01
+    if weights.n_classes:
+        assert torch.equal(ours, theirs) and torch.equal(ours, ours.round()) and 0 <= ours.min() and ours.max() < 30
+    else:
+        assert torch.allclose(ours, theirs, atol=2e-5) and ours.abs().max() <= 1
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_the_seed_is_the_noise(isa, head):
+    """Philox in csrc and in fastvoc/ops/philox.py: the same numbers to the last bit, at any position."""
+    weights = weights_of(head=head, out=HEADS[head])
+    plan, n = CpuPlan(weights), 25
+    cond = job_of(weights, 1, n)[0]
+    for seed, stream, first in ((0, 0, 0), (2**64 - 1, 2**32 - 1, 2**32 - 5), (0x123456789ABCDEF0, 7, 2**40)):
+        states = [plan.begin(seed, stream, 1.0, 0.0) for _ in range(2)]
+        for state in states:
+            state.view(torch.int64)[0] = first  # n_done, the sample index
+        noise = torch.from_numpy(philox.draws(head, weights.n_mix, seed, stream, first, n))
+        own, explicit = plan.run(states[:1], [n], cond)[0][0], plan.run(states[1:], [n], cond, noise=[noise])[0][0]
+        other = plan.run([plan.begin(seed, stream, 1.0, 0.0)], [n], cond, noise=[noise.flip(0)])[0][0]
+        assert torch.equal(own, explicit) and not torch.equal(own, other)
+        assert torch.equal(states[0], states[1]) and int(states[0].view(torch.int64)[0]) == first + n
+
+
+def test_seed_stream_and_position_matter():
+    plan = CpuPlan(weights_of(mels=0))
+    draw = lambda seed, stream: plan.run([plan.begin(seed, stream, 1.0, 0.0)], [50])[0][0]
+    waves = [draw(0, 0), draw(1, 0), draw(2**32, 0), draw(0, 1)]
+    assert all(not torch.equal(a, b) for i, a in enumerate(waves) for b in waves[:i])
+    assert torch.equal(waves[0], draw(0, 0)) and len(set(waves[0].tolist())) > 40
+
+
+@pytest.mark.parametrize(
+    ("counter", "key", "want"),
+    [  # Random123's kat_vectors, philox4x32-10
+        ([0] * 4, [0] * 2, [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]),
+        ([2**32 - 1] * 4, [2**32 - 1] * 2, [0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD]),
+        (
+            [0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344], [0xA4093822, 0x299F31D0],
+            [0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1],
+        ),
+    ],
+)
+def test_philox_known_answers(counter, key, want):
+    sample = np.array([counter[0] | counter[1] << 32], np.uint64)
+    assert philox.philox(key[0] | key[1] << 32, sample, counter[2], counter[3])[0].tolist() == want
+
+
+def test_uniform_numbers_lie_inside():
+    u = philox.uniform(np.array([0, 255, 256, 2**31, 2**32 - 1], np.uint32))
+    assert u.dtype == np.float32 and (u > 0).all() and (u < 1).all() and u[0] == u[1] < u[2]
+
+
+def test_normal_numbers_are_normal():
+    u = (np.arange(2**17, dtype=np.float32) + np.float32(0.5)) * np.float32(2.0**-17)
+    exact = np.array([NormalDist().inv_cdf(float(p)) for p in u[::37]])
+    assert (np.abs(philox.normal(u)[::37] - exact) <= 2e-6 * np.maximum(np.abs(exact), 0.1)).all()
+    x = philox.draws("gaussian", 1, 5, 0, 0, 200_000)[:, 0].astype(np.float64)
+    moments = [x.mean(), x.var() - 1, (x**3).mean(), (x**4).mean() - 3]
+    assert np.all(np.abs(moments) < 5 * np.sqrt(np.array([1, 2, 15, 96]) / len(x)))  # five standard errors
+    for p in (0.001, 0.05, 0.3, 0.5, 0.9, 0.9999):
+        assert abs((x < NormalDist().inv_cdf(p)).mean() - p) < 5 * np.sqrt(p * (1 - p) / len(x))
+    assert abs(np.corrcoef(x[1:], x[:-1])[0, 1]) < 5 / np.sqrt(len(x))
+
+
+# ---- equal bit for bit -----------------------------------------------------------------------------------------------
+
+UPSAMPLERS = {
+    "nearest": ("UpsampleNetwork", dict(upsample_scales=[3, 2]), 0),
+    "nearest, cin_pad": ("UpsampleNetwork", dict(upsample_scales=[3, 2]), 2),
+    "bilinear": ("UpsampleNetwork", dict(upsample_scales=[2, 3], mode="bilinear"), 0),
+    "conv in": ("ConvInUpsampleNetwork", dict(upsample_scales=[2, 3]), 2),
+    "relu, freq 3": (
+        "UpsampleNetwork", dict(upsample_scales=[3, 2], freq_axis_kernel_size=3, upsample_activation="ReLU"), 0),
+    "conv in, leaky, bilinear": (
+        "ConvInUpsampleNetwork",
+        dict(upsample_scales=[3, 2], mode="bilinear", freq_axis_kernel_size=3, upsample_activation="LeakyReLU",
+             upsample_activation_params={"negative_slope": 0.3}), 1),
+    "transposed 2d, leaky": ("ConvTranspose2dUpsampleNetwork", dict(upsample_scales=[2, 4]), 0),
+    "transposed 2d, 2018": (
+        "ConvTranspose2dUpsampleNetwork", dict(upsample_scales=[3, 2], kernel_factor=1, negative_slope=0.0), 0),
+    "transposed 1d": ("ConvTranspose1dUpsampleNetwork", dict(window=18, stride=6), 0),
+}
+CLASSES = {c.__name__: c for c in (
+    UpsampleNetwork, ConvInUpsampleNetwork, ConvTranspose1dUpsampleNetwork, ConvTranspose2dUpsampleNetwork)}
+
+
+def model_of(upsampler="conv in", head="mol", speakers=False, seed=0):
+    torch.manual_seed(seed)
+    network, params, pad = UPSAMPLERS[upsampler]
+    model = WaveNet(
+        out_channels=HEADS[head], layers=4, stacks=2, residual_channels=12, gate_channels=20, skip_out_channels=14,
+        cin_channels=5, cin_pad=pad, upsample_conditional_features=True, upsample_net=network, upsample_params=params,
+        scalar_input=head != "softmax", output_distribution="Logistic" if head == "mol" else "Normal",
+        **(dict(gin_channels=3, n_speakers=4, use_speaker_embedding=True) if speakers else {}),
+    )
+    with torch.no_grad():
+        for p in (*model.upsample_net.parameters(), *model.last_conv_layers.parameters()):
+            p += 0.2 * torch.randn_like(p)
+        if head != "softmax":
+            model.last_conv_layers[3].bias[HEADS[head] // 2 if head == "gaussian" else 2 * HEADS[head] // 3 :] -= 2
+    return model.eval()
+
+
+def mel_of(B=1, n_frames=20, seed=3):
+    return torch.randn(B, 5, n_frames, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("head", ["mol", "softmax"])
+def test_any_number_of_threads(isa, head, precision):
+    model, mel = model_of(head=head), mel_of(4, 5)
+    for B in (1, 2, 4):
+        one, *others = [model.infer(mel[:B], threads=n, precision=precision) for n in (1, 2, 3)]
+        assert one.std() > 0.01 and all(torch.equal(one, y) for y in others)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_alone_or_in_company(isa, precision):
+    """Five streams with lengths and speakers of their own."""
+    model, mel = model_of(speakers=True), mel_of(5, 7)
+    lengths, speakers = [3, 7, 1, 7, 4], [0, 3, 1, 1, 2]
+    together = model.infer(mel, speakers, lengths=lengths, seed=5, precision=precision)
+    assert together.shape == (5, 42) and not torch.equal(together[1], together[3])
+    for b, (n, speaker) in enumerate(zip(lengths, speakers)):
+        alone = model.infer(mel[b : b + 1, :, :n], speaker, seed=5, streams=[b], precision=precision)[0]
+        assert torch.equal(together[b, : 6 * n], alone) and alone.std() > 0.01
+        assert (together[b, 6 * n :] == 0).all()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_more_streams_than_an_amx_tile_has_rows(isa, precision):
+    weights = weights_of()
+    plan, B, n = CpuPlan(weights, precision), 18, 12
+    cond = job_of(weights, B, n)[0]
+    together = plan.run(start(plan, B), [n] * B, cond)[0]
+    for b in (0, 1, 7, 15, 16, 17):
+        alone = plan.run([plan.begin(0, b, 1.0, 0.0)], [n], [cond[b]])[0][0]
+        assert torch.equal(together[b], alone)
+    assert torch.stack(together).std() > 0.01
+
+
+def test_streams_of_different_lengths_in_any_order(isa):
+    weights = weights_of()
+    plan, counts = CpuPlan(weights, "bf16"), [3, 20, 0, 11, 20, 1]
+    cond = job_of(weights, 6, 20)[0]
+    together = plan.run(start(plan, 6), counts, [c[:n] for c, n in zip(cond, counts)])[0]
+    for b, n in enumerate(counts):
+        assert together[b].shape == (n,)
+        assert torch.equal(together[b], plan.run([plan.begin(0, b, 1.0, 0.0)], [n], [cond[b][:n]])[0][0])
+
+
+@pytest.mark.parametrize("upsampler", UPSAMPLERS)
+def test_in_chunks(isa, upsampler):
+    """Mel in pieces of 1 and 3 frames, samples in chunks of 1, 7 and 100: as in one call."""
+    model, mel = model_of(upsampler), mel_of(1, 20)
+    whole = model.infer(mel, seed=2)[0]
+    assert whole.shape == (20 * model.samples_per_frame,) and whole.std() > 0.01
+    for piece, chunk in ((1, 1), (3, 7), (20, 100), (1, 100)):
+        stream, out = model.stream(seed=2), []
+        for at in range(0, 20, piece):
+            stream.push(mel[0, :, at : at + piece], last=at + piece >= 20)
+            while stream.n_ready() and (stream.n_ready() >= chunk or stream.closed):
+                out.append(generate([stream], [min(chunk, stream.n_ready())])[0][0])
+        assert torch.equal(torch.cat(out), whole), (piece, chunk)
+
+
+def test_the_end_may_come_alone():
+    model, mel = model_of("bilinear"), mel_of(1, 4)
+    stream = model.stream()
+    stream.push(mel[0])
+    first = generate([stream])[0][0]
+    stream.push(last=True)
+    assert len(first) < 24 and torch.equal(torch.cat([first, generate([stream])[0][0]]), model.infer(mel)[0])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_pausing_and_moving(isa, precision):
+    """A cloned state goes on as its original; also in another plan of the same weights, and another thread count."""
+    weights = weights_of()
+    plan, other = CpuPlan(weights, precision), CpuPlan(weights, precision, threads=2)
+    cond = job_of(weights, 1, 40)[0][0]
+    whole = plan.run(start(plan, 1), [40], [cond])[0][0]
+    (state,) = start(plan, 1)
+    first = plan.run([state], [17], [cond[:17]])[0][0]
+    saved = state.clone()
+    continued = (plan, state), (plan, saved.clone()), (other, saved.clone())
+    rest = [p.run([s], [23], [cond[17:]])[0][0] for p, s in continued]
+    assert all(torch.equal(torch.cat([first, r]), whole) for r in rest) and not torch.equal(state, saved)
+
+
+def test_plans_run_concurrently():
+    weights = weights_of()
+    plan, n = CpuPlan(weights), 60
+    cond = job_of(weights, 8, n)[0]
+    run = lambda b: plan.run([plan.begin(0, b, 1.0, 0.0)], [n], [cond[b]])[0][0]
+    want = [run(b) for b in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(5):
+            assert all(torch.equal(a, b) for a, b in zip(pool.map(run, range(8)), want))
+
+
+# ---- upsampling ------------------------------------------------------------------------------------------------------
+
+
+def network_of(upsampler):
+    name, params, pad = UPSAMPLERS[upsampler]
+    torch.manual_seed(0)
+    network = CLASSES[name](**params, **({"cin_pad": pad} if "ConvTranspose" not in name else {}), cin_channels=5)
+    with torch.no_grad():
+        for p in network.parameters():
+            p += 0.2 * torch.randn_like(p)
+    return network
+
+
+def drain(up):
+    return up.take(up.n_ready())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("n_frames", [5, 6, 13])
+@pytest.mark.parametrize("upsampler", UPSAMPLERS)
+def test_streaming_upsampler(isa, upsampler, n_frames):
+    network, mel = network_of(upsampler), mel_of(1, n_frames)
+    want = network(mel)[0].t()
+    exact = network.double()(mel.double())[0].t()
+    stages = network.float().stages()
+    floor = 8 * EPS * float(exact.abs().max())
+    indent = getattr(network, "indent", 0)
+    reference = upsample_reference(stages, mel.double())[0].t()[indent:][: len(exact)]
+    assert (reference - exact).abs().max() < floor  # not less: a stage keeps its weights in float32
+
+    whole = StreamingUpsampler(stages, 5, indent)
+    whole.push(mel[0], last=True)
+    y = drain(whole)
+    assert y.shape == want.shape and y.std() > 0.02
+    assert (y - exact).abs().max() <= 2 * (want - exact).abs().max() + floor
+
+    pieces = StreamingUpsampler(stages, 5, indent)
+    out = []
+    for at in range(n_frames):
+        pieces.push(mel[0, :, at : at + 1])
+        while pieces.n_ready() > 3:
+            out.append(pieces.take(4))
+    pieces.push(None, last=True)
+    out.append(drain(pieces))
+    assert torch.equal(torch.cat(out), y)
+
+
+@torch.no_grad()
+def test_streaming_upsampler_notices_a_wrong_tap():
+    network, mel = network_of("conv in"), mel_of(1, 9)
+    want = network(mel)[0].t()
+    network.conv_in.weight[0, 0, 0] += 0.01
+    up = StreamingUpsampler(network.stages(), 5)
+    up.push(mel[0], last=True)
+    assert (drain(up) - want).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("upsampler", UPSAMPLERS)
+def test_upsampler_memory_is_bounded(upsampler):
+    up = StreamingUpsampler(network_of(upsampler).stages(), 5)
+    kept = 0
+    for _ in range(300):
+        up.push(mel_of(1, 2)[0])
+        drain(up) if up.n_ready() else None
+        kept = max(kept, len(up.mel))
+    assert kept <= 20
+
+
+# ---- memory ----------------------------------------------------------------------------------------------------------
+
+
+def test_state_and_workspace_know_no_length():
+    weights = weights_of()
+    plan, B = CpuPlan(weights), 2
+    cond = job_of(weights, B, 1000)[0]
+    states = start(plan, B)
+    before = plan.state_bytes, plan._plan.workspace_bytes(B, 1)
+    plan.run(states, [1000] * B, cond)
+    assert all(s.numel() == plan.state_bytes for s in states)
+    assert (plan.state_bytes, plan._plan.workspace_bytes(B, 1)) == before
+    ring = 2 * (1 + 2 + 4) * 32 * 4  # (kernel - 1) past inputs of each layer, channels padded to 32
+    assert ring <= plan.state_bytes <= ring + 4096 and plan._plan.workspace_bytes(B, 1) < 300_000
+
+
+def test_memory_does_not_grow_with_the_utterance():
+    """Peak memory of generating 60 times as much, in a process of its own."""
+    code = """
+        import resource, torch
+        from fastvoc import WaveNet
+        from fastvoc.models.wavenet_streams import generate
+        torch.manual_seed(0)
+        model = WaveNet(
+            out_channels=2, layers=2, stacks=1, residual_channels=16, gate_channels=32, skip_out_channels=16,
+            kernel_size=2, cin_channels=4, upsample_conditional_features=True, upsample_net="UpsampleNetwork",
+            upsample_params={"upsample_scales": [4, 25]}, scalar_input=True, output_distribution="Normal",
+        ).eval()
+
+        def peak_after(seconds):
+            stream, total = model.stream(threads=1), 0
+            for i in range(seconds):  # 160 frames are a second at 16 kHz
+                stream.push(torch.randn(4, 160), last=i == seconds - 1)
+                total += len(generate([stream])[0][0])
+            assert total == seconds * 16000
+            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+        torch.set_num_threads(1)
+        short, long = peak_after(2), peak_after(120)
+        print(long - short)
+        assert long - short < 2048, (short, long)  # kilobytes; the samples alone are 7500
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=100, check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+    )
+    assert done.returncode == 0, done.stderr
+
+
+# ---- step by step, and all at once -----------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("upsampler", ["conv in", "relu, freq 3", "transposed 1d", "nearest, cin_pad"])
+@pytest.mark.parametrize("head", HEADS)
+def test_incremental_is_parallel(head, upsampler):
+    model, mel, B = model_of(upsampler, head, speakers=True), mel_of(2, 9), 2
+    speaker = torch.tensor([2, 0])
+    n = (9 - 2 * model.context_frames) * 6
+    if head == "softmax":
+        forced, initial = torch.randint(30, (B, n)), 4
+        x = torch.cat([torch.full((B, 1), initial), forced[:, :-1]], 1)
+    else:
+        forced, initial = torch.rand(B, n) * 2 - 1, 0.25
+        x = torch.cat([torch.full((B, 1), initial), forced[:, :-1]], 1)[:, None]
+    step_by_step = model.infer(mel, speaker, forced=forced, initial=initial, context_given=True)
+    parallel = model(x, mel, speaker)
+    assert step_by_step.shape == parallel.shape == (B, HEADS[head], n) and parallel.std() > 0.1
+    exact = model.double()(x if head == "softmax" else x.double(), mel.double(), speaker)
+    assert within(step_by_step, parallel, exact, k=4)
