@@ -1,7 +1,7 @@
 """Every operator on every backend and instruction set, at the sizes that real vocoders use.
 
-Operators, cases and exact values come from the records in fastvoc/ops: a new operator needs nothing here. GB/s counts every
-tensor as moved once; its fraction is of a measured copy, and exceeds 1 where the tensors stay in a cache.
+Operators, cases and exact values come from the records in fastvoc/ops: a new operator needs nothing here. GB/s counts
+every tensor as moved once; its fraction is of a measured copy, and exceeds 1 where the tensors stay in a cache.
 """
 
 from contextlib import ExitStack
@@ -15,7 +15,8 @@ from benchmarks.timer import Contender, as_tuple
 from fastvoc._op import OPS, Op, Unsupported
 
 COLUMNS = [
-    "op", "case", "threads", "contender", "us", "us_min", "us_max", "gb_per_s", "of_copy", "vs_eager", "disturbed_rounds",
+    "op", "case", "threads", "contender", "us", "us_min", "us_max", "gb_per_s", "of_copy", "vs_eager",
+    "disturbed_rounds",
 ]
 QUICK = ("in cache", "ragged", "single")
 

@@ -1,7 +1,7 @@
 """What else generates from the same WaveNet weights: the fastest loops we could write in PyTorch, and r9y9's package.
 
-All generate in fp32, with the random numbers and the conditioning made before the first sample. A peer that cannot run says
-why with PeerUnavailable.
+All generate in fp32, with the random numbers and the conditioning made before the first sample. A peer that cannot run
+says why with PeerUnavailable.
 """
 
 import importlib
@@ -20,7 +20,7 @@ class PeerUnavailable(RuntimeError):
 
 
 class Packed(NamedTuple):
-    """Weights transposed for x @ W; lists where a layer waits for the one before. Ring l has sizes[l] rows, one a sample."""
+    """Weights transposed for x @ W; lists where a layer waits for the one before. Ring l has sizes[l] rows."""
 
     front: list[Tensor]  # K of (n_classes or 1, R)
     b_front: Tensor  # (R,)
@@ -47,7 +47,8 @@ def packed(w: WaveNetWeights) -> Packed:
     return Packed(
         list(w.front), w.b_front, w.w_in[..., : k - 1].permute(0, 3, 2, 1).reshape(L, (k - 1) * R, G).contiguous(),
         transposed(w.w_in[..., k - 1]), transposed(w.w_res), list(w.b_res),
-        w.w_skip.permute(0, 2, 1).flatten(0, 1).contiguous(), w.b_skip, w.w_hidden.t().contiguous(), w.b_hidden, w.w_logits.t().contiguous(), w.b_logits,
+        w.w_skip.permute(0, 2, 1).flatten(0, 1).contiguous(), w.b_skip,
+        w.w_hidden.t().contiguous(), w.b_hidden, w.w_logits.t().contiguous(), w.b_logits,
         sizes.cumsum(0) - sizes, sizes, torch.arange(k - 1) * d,
     )
 
@@ -112,7 +113,7 @@ class TorchLoop:
     def __init__(self, weights: WaveNetWeights, how: str):
         w = self.weights = weights
         if w.head not in ("softmax", "mol") or w.front_activation != "none":
-            raise PeerUnavailable(f"knows softmax and mol without a front activation, not {w.head}, {w.front_activation}")
+            raise PeerUnavailable(f"no {w.head} with front activation {w.front_activation}")
         self.packed, self.n_mix, self.loop = packed(w), 0 if w.head == "softmax" else w.n_mix, loop
         if how == "script":
             self.loop = torch.jit.script(loop)

@@ -46,7 +46,7 @@ class Contender:
 
 @dataclass
 class Timing:
-    """Seconds per call. disturbed: runs that were disturbed; kept: those that stand because no repetition was better."""
+    """Seconds per call. disturbed: runs that were disturbed; kept: those that stand as no repetition was better."""
 
     median: float
     min: float

@@ -13,7 +13,10 @@ __version__ = "0.1.0"
 
 logging.getLogger("fastvoc").addHandler(logging.NullHandler())
 if os.environ.get("FASTVOC_LOG"):
-    logging.getLogger("fastvoc").setLevel(os.environ["FASTVOC_LOG"].upper())
+    try:
+        logging.getLogger("fastvoc").setLevel(os.environ["FASTVOC_LOG"].upper())
+    except ValueError:
+        raise ConfigError(f"FASTVOC_LOG: got {os.environ['FASTVOC_LOG']!r}, expected a level such as debug") from None
 
 
 def cpu_isa() -> str:
@@ -44,7 +47,10 @@ def get_num_threads() -> int:
 
 if os.environ.get("FASTVOC_CPU_ISA"):
     set_cpu_isa(os.environ["FASTVOC_CPU_ISA"])
-set_num_threads(int(os.environ.get("FASTVOC_NUM_THREADS") or torch.get_num_threads()))
+try:
+    set_num_threads(int(os.environ.get("FASTVOC_NUM_THREADS") or torch.get_num_threads()))
+except ValueError:
+    raise ConfigError(f"FASTVOC_NUM_THREADS: got {os.environ['FASTVOC_NUM_THREADS']!r}, expected 1…1024") from None
 
 from fastvoc.models import WaveNet, load  # noqa: E402  (the models need the settings above)
 

@@ -274,14 +274,13 @@ def test_settings_are_checked():
     assert fastvoc.get_num_threads() == 2
 
 
-@pytest.mark.parametrize(("variable", "value", "expression", "want"), [
-    ("FASTVOC_CPU_ISA", "baseline", "fastvoc.cpu_isa()", "baseline"),
-    ("FASTVOC_NUM_THREADS", "3", "fastvoc.get_num_threads()", "3"),
-    ("FASTVOC_BACKEND", "reference", "_op.forced_backend()", "reference"),
-])
-def test_environment(variable, value, expression, want):
-    code = f"import fastvoc; from fastvoc import _op; print({expression})"
-    assert run_python(code, **{variable: value}).stdout.strip() == want
+def test_environment():
+    code = """
+        import fastvoc
+        from fastvoc import _op
+        assert (fastvoc.cpu_isa(), fastvoc.get_num_threads(), _op.forced_backend()) == ("baseline", 3, "reference")
+    """
+    run_python(code, FASTVOC_CPU_ISA="baseline", FASTVOC_NUM_THREADS="3", FASTVOC_BACKEND="reference")
 
 
 # ---- threads and processes -------------------------------------------------------------------------------------------
@@ -366,7 +365,7 @@ def test_gate_in_ulp(isa):
     b = np.float32(rng.uniform(-60, 90, len(a)))
     y = gated_activation(torch.from_numpy(a), torch.from_numpy(b)).numpy()
     want = np.tanh(a.astype(np.float64)) / (1 + np.exp(-b.astype(np.float64)))
-    assert ulps(y, want).max() <= 5.5
+    assert ulps(y, want).max() <= 6.5
 
 
 def test_elementary_functions_at_the_ends(isa):
@@ -396,7 +395,7 @@ def test_gate_at_the_ends(isa):
 # ---- the edges of memory ---------------------------------------------------------------------------------------------
 
 
-def test_reads_and_writes_nothing_outside(isa):
+def test_reads_and_writes_nothing_outside():
     """Arrays at the very end and the very start of a page whose neighbours may not be touched."""
     run_python("""
         import ctypes, mmap, os
@@ -418,7 +417,9 @@ def test_reads_and_writes_nothing_outside(isa):
 
         pages = [guarded() for _ in range(5)]
         rng = np.random.default_rng(0)
-        for n in range(1, 2 * 16 + 2):
+        isas = [name for name, supported, *_ in _C.cpu_isas() if supported]
+        for isa, n in [(isa, n) for isa in isas for n in range(1, 2 * 16 + 2)]:
+            fastvoc.set_cpu_isa(isa)
             for at_end in (False, True):
                 part = [p[len(p) - n:] if at_end else p[:n] for p in pages]
                 for x in part:
@@ -427,11 +428,11 @@ def test_reads_and_writes_nothing_outside(isa):
                 at = [x.ctypes.data for x in part]
                 _C.gated_activation_cpu(at[0], at[1], at[2], n)
                 want = np.tanh(a) / (1 + np.exp(-b))
-                assert np.abs(y - want).max() < 1e-6, n
+                assert np.abs(y - want).max() < 1e-6, (isa, n)
                 _C.gated_activation_backward_cpu(at[2], at[0], at[1], at[3], at[4], n)
-                assert np.abs(da - y / (1 + np.exp(-b)) * (1 - np.tanh(a) ** 2)).max() < 1e-6, n
+                assert np.abs(da - y / (1 + np.exp(-b)) * (1 - np.tanh(a) ** 2)).max() < 1e-6, (isa, n)
         os._exit(0)
-    """, FASTVOC_CPU_ISA=isa)
+    """)
 
 
 def test_the_guards_guard():

@@ -247,7 +247,7 @@ def test_philox_known_answers(counter, key, want):
 
 
 def test_uniform_numbers_lie_inside():
-    u = philox.uniform(np.array([0, 255, 256, 2**31, 2**32 - 1], np.uint32))
+    u = philox.uniform(np.array([0, 511, 512, 2**31, 2**32 - 1], np.uint32))
     assert u.dtype == np.float32 and (u > 0).all() and (u < 1).all() and u[0] == u[1] < u[2]
 
 
@@ -352,14 +352,14 @@ def test_streams_of_different_lengths_in_any_order(isa):
 
 @pytest.mark.parametrize("upsampler", UPSAMPLERS)
 def test_in_chunks(isa, upsampler):
-    """Mel in pieces of 1 and 3 frames, samples in chunks of 1, 7 and 100: as in one call."""
-    model, mel = model_of(upsampler), mel_of(1, 20)
+    """Mel in pieces of 1 and 3 frames, samples in chunks of 1, 7 and more: as in one call."""
+    model, mel = model_of(upsampler), mel_of(1, 12)
     whole = model.infer(mel, seed=2)[0]
-    assert whole.shape == (20 * model.samples_per_frame,) and whole.std() > 0.01
-    for piece, chunk in ((1, 1), (3, 7), (20, 100), (1, 100)):
+    assert whole.shape == (12 * model.samples_per_frame,) and whole.std() > 0.01
+    for piece, chunk in ((1, 1), (3, 7), (12, 50), (1, 100)):
         stream, out = model.stream(seed=2), []
-        for at in range(0, 20, piece):
-            stream.push(mel[0, :, at : at + piece], last=at + piece >= 20)
+        for at in range(0, 12, piece):
+            stream.push(mel[0, :, at : at + piece], last=at + piece >= 12)
             while stream.n_ready() and (stream.n_ready() >= chunk or stream.closed):
                 out.append(generate([stream], [min(chunk, stream.n_ready())])[0][0])
         assert torch.equal(torch.cat(out), whole), (piece, chunk)
@@ -506,9 +506,9 @@ def test_memory_does_not_grow_with_the_utterance():
             return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
         torch.set_num_threads(1)
-        short, long = peak_after(2), peak_after(120)
+        short, long = peak_after(1), peak_after(60)
         print(long - short)
-        assert long - short < 2048, (short, long)  # kilobytes; the samples alone are 7500
+        assert long - short < 2048, (short, long)  # kilobytes; the samples alone are 3750
     """
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=100, check=False,

@@ -55,7 +55,7 @@ inline float sum(vfloat v) {  // by halves, always in this order
   return lanes[0];
 }
 
-// e^x.   Max error 1.5 ulp on [-87, 88.3]; below it goes to 1e-38, above to 2e38; NaN stays (measured, all sets).
+// e^x.   Max error 1.3 ulp on [-87, 88.3]; below it goes to 1e-38, above to 2e38; NaN stays (measured, all sets).
 // x = n·ln2 + r, |r| <= ln2/2; e^r by a polynomial (Cephes expf), 2^n by adding n to the exponent bits.
 inline vfloat exp(vfloat x) {
   const vfloat magic = splat(12582912.f);  // 1.5·2²³: adding it rounds to an integer
@@ -74,7 +74,7 @@ inline vfloat exp(vfloat x) {
   return vfloat(vint(p) + exponent);
 }
 
-// σ(x) = 1/(1 + e^-x).   Max error 2.5 ulp on [-87, ∞).
+// σ(x) = 1/(1 + e^-x).   Max error 3.2 ulp on [-87, ∞) (measured, all sets).
 inline vfloat sigmoid(vfloat x) { return 1.f / (1.f + exp(-x)); }
 
 // tanh near 0, where 1 - 2/(e^2x + 1) would cancel: an odd polynomial for |x| < 0.625 (Cephes tanhf).
@@ -89,7 +89,7 @@ inline vfloat tanh_small(vfloat x) {
 }
 
 // tanh(a)·σ(b), with one division for both: tanh is a fraction (e^2|a| - 1)/(e^2|a| + 1) or the polynomial over 1.
-// Max error 3.5 ulp for b > -60; below, the result is under 1e-26 and only its smallness is exact.
+// Max error 5.9 ulp (measured) for b > -60; below, the result is under 1e-26 and only its smallness is exact.
 inline vfloat gate(vfloat a, vfloat b) {
   const vfloat size = min(abs(a), splat(9.1f));  // tanh(9.1) rounds to 1
   const vfloat e = exp(size + size);
@@ -101,6 +101,7 @@ inline vfloat gate(vfloat a, vfloat b) {
   return a == a ? gated : a;
 }
 
+// tanh(a).   Max error 1.4 ulp everywhere (measured, all sets).
 inline vfloat tanh(vfloat a) {
   const vfloat e = exp(2.f * min(abs(a), splat(9.1f)));
   const vint sign = vint(a) & vint(vuint{} + 0x80000000u);

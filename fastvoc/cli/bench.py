@@ -38,7 +38,7 @@ class Case:
 
     def measure(self, model, mel: torch.Tensor) -> float:
         torch.set_num_threads(self.threads)
-        mel = mel[: self.streams, :, : self.n_frames]
+        mel = mel[: self.streams]
         return vocode_timed(model, self.backend, mel, precision=self.precision, threads=self.threads).samples_per_s
 
 
@@ -73,16 +73,15 @@ def measured(model, most: int, options) -> list[Case]:
     longest = max(1, round(600 * model.preprocessing.mel.sample_rate / model.samples_per_frame))  # bounds the memory
     generator = torch.Generator().manual_seed(0)
     noise = lambda n: torch.randn(max(STREAMS), model.config.cin_channels, n, generator=generator)
-    short = noise(4)
     with progress_bar(options, "measuring", "run") as update:
         for case in cases:
-            case.n_frames = 4
-            rate = case.measure(model, short)
+            case.measure(model, noise(1))  # packs the weights
+            rate = case.measure(model, noise(2))
             case.n_frames = min(max(1, int(seconds * rate / (case.streams * model.samples_per_frame))), longest)
         mel = noise(max(case.n_frames for case in cases))
         for i in range(ROUNDS):
             for k, case in enumerate(cases):
-                case.rates.append(case.measure(model, mel))
+                case.rates.append(case.measure(model, mel[:, :, : case.n_frames]))
                 update(i * len(cases) + k + 1, ROUNDS * len(cases))
     return cases
 

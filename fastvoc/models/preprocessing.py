@@ -49,4 +49,6 @@ class Preprocessing:
         for key in values:
             if key not in known:
                 raise ConfigError(f"preprocessor_config.json: unknown key {key!r}; known are {known}")
+        if "mel" not in values:
+            raise ConfigError("preprocessor_config.json: the key 'mel' is missing")
         return cls(**{**values, "mel": MelConfig.from_dict(values["mel"])})

@@ -177,7 +177,10 @@ class WaveNet(Generation, nn.Module):
             params = {"cin_channels": config.cin_channels, **config.upsample_params}
             if config.upsample_net in ("UpsampleNetwork", "ConvInUpsampleNetwork"):
                 params.setdefault("cin_pad", config.cin_pad)
-            self.upsample_net = NETWORKS[config.upsample_net](**params)
+            try:
+                self.upsample_net = NETWORKS[config.upsample_net](**params)
+            except TypeError as fault:
+                raise ConfigError(f"upsample_params do not fit {config.upsample_net}: {fault}") from None
         self._initialise()
 
     def _initialise(self):

@@ -10,7 +10,7 @@ import fastvoc
 from fastvoc._op import forced_backend
 from fastvoc.audio.mulaw import mulaw_encode
 from fastvoc.errors import ConfigError, DeviceError, DTypeError, ShapeError
-from fastvoc.models.wavenet_streams import WaveNetStream, as_wave, check_finite, generate
+from fastvoc.models.wavenet_streams import CHUNK_SAMPLES, WaveNetStream, as_wave, check_finite, generate
 from fastvoc.ops.philox import n_draws
 from fastvoc.ops.wavenet_generate import wavenet_generate
 
@@ -113,6 +113,9 @@ class Generation:
             )
         if not self.config.scalar_input and not 0 <= initial < self.config.out_channels:
             raise ConfigError(f"initial must be a class in 0…{self.config.out_channels - 1}, got {initial}")
+        numbers = [int(i) for i in numbers]
+        if len(numbers) != n or not all(0 <= i < 2**32 for i in numbers):
+            raise ConfigError(f"streams are {numbers}, expected {n} numbers in 0…{2**32 - 1}")
         plan = self.plan(precision, threads)
         biases = self._speaker_biases(speaker, n)
         return [
@@ -227,7 +230,7 @@ class Generation:
             if n_samples is not None and n_samples < 1:
                 raise ConfigError(f"n_samples must be at least 1, got {n_samples}")
             counts = [n_samples or self._checked_layers(layer_conditioning).shape[3]] * B
-        total = max(counts, default=0)
+        total = max(counts, default=frames * self.samples_per_frame if mel is not None else 0)
         if noise is not None and tuple(noise.shape) != (B, total, self.n_draws):
             raise ShapeError(
                 f"noise is {tuple(noise.shape)}, expected (B, n_samples, draws) = ({B}, {total}, {self.n_draws})"
@@ -245,31 +248,41 @@ class Generation:
             initial,
             context_given,
         )
-        collect = forced is not None
+        if not made:
+            return torch.empty(0, self.config.out_channels, total) if forced is not None else torch.empty(0, total)
         if mel is None:
-            cond = None if layer_conditioning is None else [x.permute(2, 0, 1) for x in layer_conditioning]
-            rows = None if noise is None else list(noise)
-            waves, params = (
-                made[0].plan.run(
-                    [s.state for s in made],
-                    counts,
-                    cond,
-                    layer_cond=cond is not None,
-                    noise=rows,
-                    forced=None if forced is None else list(forced),
-                    parameters=collect,
-                )
-                if made
-                else ([], [])
-            )
+            waves, params = self._without_mel(made, layer_conditioning, total, noise, forced, progress)
         else:
             for s, m, n in zip(made, mel, counts):
                 s.push(m[:, : n // self.samples_per_frame + margin], last=True)
-            waves, params = generate(made, counts, noise, forced, collect, progress)
-        if collect:
+            waves, params = generate(made, counts, noise, forced, forced is not None, progress)
+        if forced is not None:
             return torch.stack([F.pad(p.t(), (0, total - len(p))) for p in params])
         waves = [as_wave(self.config, w) for w in waves]
-        return torch.stack([F.pad(w, (0, total - len(w))) for w in waves]) if waves else torch.empty(0, total)
+        return torch.stack([F.pad(w, (0, total - len(w))) for w in waves])
+
+    def _without_mel(self, streams, layer_conditioning, total, noise, forced, progress):
+        """All streams through `total` samples, from conditioning that is there already, or from none."""
+        waves, params = [[] for _ in streams], [[] for _ in streams]
+        for start in range(0, total, CHUNK_SAMPLES):
+            piece = slice(start, min(start + CHUNK_SAMPLES, total))
+            cond = None if layer_conditioning is None else [x[:, :, piece].permute(2, 0, 1) for x in layer_conditioning]
+            out, given = streams[0].plan.run(
+                [s.state for s in streams],
+                [piece.stop - start] * len(streams),
+                cond,
+                layer_cond=cond is not None,
+                noise=None if noise is None else list(noise[:, piece]),
+                forced=None if forced is None else list(forced[:, piece]),
+                parameters=forced is not None,
+            )
+            for i in range(len(streams)):
+                waves[i].append(out[i])
+                if given:
+                    params[i].append(given[i])
+            if progress is not None:
+                progress(piece.stop, total)
+        return [torch.cat(w) for w in waves], [torch.cat(p) for p in params] if forced is not None else None
 
     @property
     def n_draws(self) -> int:
@@ -293,6 +306,10 @@ class Generation:
         if cond.dim() != 4 or tuple(cond.shape[1:3]) != expected:
             raise ShapeError(
                 f"layer_conditioning is {tuple(cond.shape)}, expected (B, layers, gate_channels, n_samples) with {expected}"
+            )
+        if cond.dtype != torch.float32:
+            raise DTypeError(
+                f"layer_conditioning is {cond.dtype}, expected torch.float32.", hint="Convert it with .float()."
             )
         check_finite(cond)
         return cond

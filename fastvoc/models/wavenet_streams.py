@@ -16,8 +16,11 @@ CHUNK_SAMPLES = 4096  # whose conditioning is held at once: times 80 bands 1.3 M
 class WaveNetStream:
     """One utterance in the making. Made by WaveNet.stream(); run by `generate`, alone or together with others.
 
-    state        the engine's memory of it (a tensor); `clone_state` and `restore` pause and resume it
+    state        the engine's memory of it (a tensor)
     upsampler    the mel frames that are still needed
+
+    state_dict() is the whole of it: saved with torch.save and given to load_state_dict of a new stream of the same model,
+    precision and conditioning, the generation goes on as if it had never paused.
     """
 
     def __init__(self, model, plan, *, seed, stream, temperature, speaker, initial, context_given=False):
@@ -32,6 +35,27 @@ class WaveNetStream:
         self.started = self.closed = False
         self._last_frame = None
 
+    def state_dict(self) -> dict:
+        up = self.upsampler
+        frames = None if up is None else (up.mel.clone(), up.first_frame, up.n_done, up.finished)
+        return {
+            "state": self.state.clone(),
+            "frames": frames,
+            "ends": (self.started, self.closed, self._last_frame),
+        }
+
+    def load_state_dict(self, saved: dict) -> None:
+        if saved["state"].shape != self.state.shape:
+            raise ShapeError(
+                f"the saved state has {len(saved['state'])} bytes, this stream's has {len(self.state)}",
+                hint="Resume with the same model and precision.",
+            )
+        self.state.copy_(saved["state"])
+        self.started, self.closed, self._last_frame = saved["ends"]
+        if self.upsampler is not None:
+            up = self.upsampler
+            up.mel, up.first_frame, up.n_done, up.finished = saved["frames"]
+
     def push(self, mel: Tensor | None = None, last: bool = False) -> None:
         """mel (n_mels, n_frames): the next frames of the utterance. last: these were all."""
         if self.closed:
@@ -41,9 +65,8 @@ class WaveNetStream:
         if mel is not None:
             mel = self.model.check_mel(mel, dims=2)
             if not self.started and mel.shape[1]:
-                mel = torch.cat(
-                    [mel[:, :1].expand(-1, self.context), mel], 1
-                )  # the edge frame stands for what was before
+                # The edge frame stands for what was before
+                mel = torch.cat([mel[:, :1].expand(-1, self.context), mel], 1)
                 self.started = True
             if mel.shape[1]:
                 self._last_frame = mel[:, -1:]

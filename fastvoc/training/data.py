@@ -39,9 +39,6 @@ class Corpus:
         if not self.waves:
             raise AudioError(f"every wav in {folder} is shorter than one analysis window of {mel.n_fft} samples")
 
-    def seconds(self) -> float:
-        return sum(len(w) for w in self.waves) / self.hop / 1.0
-
     def band_statistics(self) -> tuple[np.ndarray, np.ndarray]:
         """Mean and standard deviation of every mel band over the corpus."""
         frames = torch.cat(self.mels, dim=1).double()

@@ -12,6 +12,7 @@ A resumed training is the same training: the data and the noise of a step depend
 import ctypes
 import json
 import logging
+import pickle
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -19,13 +20,17 @@ from pathlib import Path
 import torch
 
 from fastvoc._atomic import atomic_path
-from fastvoc.errors import ConfigError
+from fastvoc.errors import ConfigError, CorruptCheckpointError
 from fastvoc.training.data import Corpus
 from fastvoc.training.wavenet import WaveNetTask
 
 log = logging.getLogger("fastvoc")
 
 TASKS = {"wavenet": WaveNetTask}
+OPTIONS = (
+    "seed", "steps", "batch_size", "segment_frames", "learning_rate", "warmup_steps", "half_life_steps",
+    "minimum_learning_rate", "gradient_clip", "ema_decay", "validate_every", "checkpoint_every", "sample_every",
+)  # fmt: skip
 REPORT_EVERY = 100
 VALIDATION_BATCHES = 8
 
@@ -41,12 +46,18 @@ class Trainer:
         if recipe["family"] not in TASKS:
             raise ConfigError(f"recipe of unknown family {recipe['family']!r}; known are {sorted(TASKS)}")
         self.recipe, self.options, self.out = recipe, recipe["training"], Path(out)
+        missing = [name for name in OPTIONS if name not in self.options]
+        if missing:
+            raise ConfigError(f"the recipe's training section lacks {missing}")
         self.task = TASKS[recipe["family"]](recipe)
         data = Path(data)
         has_parts = (data / "train").is_dir() and (data / "heldout").is_dir()
         corpus = Corpus(data / "train" if has_parts else data, self.task.mel)
         self.heldout = Corpus(data / "heldout", self.task.mel) if has_parts else corpus
-        self.task.fit_statistics(corpus)  # after both were read: they hold mels that are not normalised yet
+        state = self._read_state()
+        # The statistics are the training's: a resumed one keeps them, whatever the folder holds by then
+        self.statistics = state["statistics"] if state else [x.tolist() for x in corpus.band_statistics()]
+        self.task.set_statistics(*self.statistics)
         self.task.prepare(corpus)
         if has_parts:
             self.task.prepare(self.heldout)
@@ -61,8 +72,8 @@ class Trainer:
         compile = self.options.get("compile", False) if compile is None else compile
         self.network = torch.compile(self.model) if compile else self.model
         self.out.mkdir(parents=True, exist_ok=True)
-        if (self.out / "state.pt").exists():
-            self.resume()
+        if state:
+            self._resume(state)
         _keep_freed_memory()
 
     def train(self, until: int | None = None, progress=None) -> None:
@@ -75,6 +86,7 @@ class Trainer:
                 if self.step % REPORT_EVERY == 0 or self.step == until:
                     row = {
                         "step": self.step,
+            "statistics": self.statistics,
                         "loss": sum(losses) / len(losses),
                         "learning_rate": learning_rate(self.step, self.options),
                     }
@@ -89,7 +101,7 @@ class Trainer:
                     self.save()
                 if self.step % self.options["sample_every"] == 0 or self.step == until:
                     self.sample()
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit):  # Ctrl-C, or SIGTERM through the command line
             self.save()
             raise
 
@@ -147,13 +159,25 @@ class Trainer:
             "average": self.average,
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
+            "statistics": self.statistics,
         }
         with atomic_path(self.out / "state.pt") as path:
             torch.save(state, path)
         self.averaged_model().save_pretrained(self.out / "model")
 
-    def resume(self) -> None:
-        state = torch.load(self.out / "state.pt", weights_only=True)
+    def _read_state(self) -> dict | None:
+        path = self.out / "state.pt"
+        if not path.exists():
+            return None
+        try:
+            state = torch.load(path, weights_only=True)
+            return {k: state[k] for k in ("model", "average", "optimizer", "step", "statistics")}
+        except (RuntimeError, KeyError, EOFError, pickle.UnpicklingError) as fault:
+            raise CorruptCheckpointError(
+                f"{path} is no training state: {fault}", hint="Move it away to start afresh."
+            ) from None
+
+    def _resume(self, state: dict) -> None:
         self.model.load_state_dict(state["model"])
         self.average, self.step = state["average"], state["step"]
         self.optimizer.load_state_dict(state["optimizer"])

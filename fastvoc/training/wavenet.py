@@ -12,6 +12,7 @@ from fastvoc.losses.gaussian import gaussian_loss
 from fastvoc.losses.mixture_of_gaussians import mixture_of_gaussians_loss
 from fastvoc.losses.mixture_of_logistics import mixture_of_logistics_loss
 from fastvoc.models.preprocessing import Preprocessing
+from fastvoc.models.pretrained import config_from_dict
 from fastvoc.models.wavenet import WaveNet, WaveNetConfig
 from fastvoc.training.data import Corpus
 
@@ -22,7 +23,7 @@ class WaveNetTask:
     """model(), corpus(folder) and loss(...): all that the trainer must know of a family."""
 
     def __init__(self, recipe: dict):
-        self.config = WaveNetConfig(**recipe["model"])
+        self.config = config_from_dict(WaveNetConfig, recipe["model"], "the recipe's model")
         self.mel = MelConfig.preset(**recipe["mel"])
         self.recipe = recipe
         self.context = self.config.cin_pad
@@ -31,9 +32,8 @@ class WaveNetTask:
     def model(self) -> WaveNet:
         return WaveNet(self.config)
 
-    def fit_statistics(self, corpus: Corpus) -> None:
-        mean, scale = corpus.band_statistics()
-        self.mel = dataclasses.replace(self.mel, mean=tuple(mean.tolist()), scale=tuple(scale.tolist()))
+    def set_statistics(self, mean: list[float], scale: list[float]) -> None:
+        self.mel = dataclasses.replace(self.mel, mean=tuple(mean), scale=tuple(scale))
 
     def preprocessing(self) -> Preprocessing:
         options = {k: self.recipe[k] for k in ("preemphasis", "gain", "temperature") if k in self.recipe}

@@ -1,0 +1,201 @@
+"""The timer: it refuses what disagrees, repeats what was disturbed, and writes whole files or none."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import fastvoc
+from benchmarks import __main__ as command
+from benchmarks import bench_ops, timer
+from benchmarks.timer import Contender, DisagreementError, allclose, interleave, write_results
+from fastvoc._op import OPS
+from fastvoc.errors import BackendUnavailableError
+
+ROOT = Path(__file__).parent.parent
+QUICK = dict(rounds=3, min_time=0)
+
+
+def spin(seconds: float) -> None:
+    """Wants `seconds` of CPU time, however long it waits for them."""
+    end = time.thread_time() + seconds
+    while time.thread_time() < end:
+        pass
+
+
+@pytest.fixture
+def quiet_machine(monkeypatch):
+    """Nobody else uses the machine: only a contender's own waiting is left to see."""
+    monkeypatch.setattr(timer, "_busy_seconds", time.process_time)
+
+
+# ---- check before time -----------------------------------------------------------------------------------------------
+
+
+WRONG = [torch.ones(3) * 1.01, torch.ones(4), torch.full((3,), float("nan")), (torch.ones(3),) * 2]
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_who_disagrees_is_refused_before_anything_is_timed(wrong, monkeypatch):
+    monkeypatch.setattr(timer, "_run", lambda *_: pytest.fail("timed"))
+    monkeypatch.setattr(timer, "_calibrated", lambda *_: pytest.fail("timed"))
+    with pytest.raises((DisagreementError, ValueError), match="liar disagrees with honest|shorter|longer"):
+        interleave({"honest": lambda: torch.ones(3), "liar": lambda: wrong})
+
+
+def test_the_benchmarks_own_rule_decides():
+    check = lambda output, first: "too large" if output > first else None
+    assert set(interleave({"a": lambda: 2, "b": lambda: 1}, check=check, **QUICK)) == {"a", "b"}
+    with pytest.raises(DisagreementError, match="c disagrees with a: too large"):
+        interleave({"a": lambda: 2, "c": lambda: 3}, check=check, **QUICK)
+
+
+def test_the_first_contender_is_checked_too():
+    with pytest.raises(DisagreementError, match="a disagrees with a: wrong"):
+        interleave({"a": lambda: 1}, check=lambda output, first: "wrong", **QUICK)
+
+
+def test_what_is_compared_may_be_another_output():
+    same = lambda: torch.zeros(2)
+    random = Contender(lambda: torch.rand(2), output=same)
+    interleave({"a": random, "b": random}, **QUICK)
+
+
+def test_allclose_says_how_far():
+    assert "0.5" in allclose()(torch.zeros(2), torch.tensor([0, 0.5]))
+    assert allclose(atol=1)(torch.zeros(2), torch.tensor([0, 0.5])) is None
+
+
+def test_op_rule_notices_a_wrong_kernel():
+    op = OPS["gated_activation"]
+    args = op.make_args(op.cases["ragged"], torch.float32, "cpu")
+    check, plain = bench_ops.accuracy_rule(op, args), op.reference(*args)
+    assert check(plain, plain) is None
+    assert "error" in check(plain * (1 + 1e-5), plain)
+    assert "error" in check(plain * float("nan"), plain)
+    assert "float64" in check(plain.double(), plain)
+
+
+def test_a_forced_backend_that_is_missing_is_not_timed_as_something_else():
+    op = OPS["gated_activation"]
+    args = op.make_args(op.cases["single"], torch.float64, "cpu")
+    with bench_ops.forced("cpu", fastvoc.cpu_isa(), 1)(), pytest.raises(BackendUnavailableError, match="float32"):
+        op(*args)
+
+
+# ---- time ------------------------------------------------------------------------------------------------------------
+
+
+def test_median_minimum_maximum_and_turns(monkeypatch):
+    walls = {"a": iter([3.0, 1.0, 2.0]), "b": iter([10.0, 30.0, 20.0])}
+    order = []
+
+    def run(contender, calls, share_limit):
+        name = contender.run()
+        order.append(name)
+        return next(walls[name]), 1.0, True
+
+    monkeypatch.setattr(timer, "_run", run)
+    times = interleave({name: lambda name=name: name for name in walls}, check=lambda *_: None, **QUICK)
+    assert (times["a"].median, times["a"].min, times["a"].max) == (2, 1, 3)
+    assert (times["b"].median, times["b"].min, times["b"].max) == (20, 10, 30)
+    assert order == ["a", "b", "b", "a", "a", "b"]
+    assert times["a"].disturbed == 0
+
+
+def test_short_calls_are_repeated_and_counted():
+    t = interleave({"a": lambda: None}, check=lambda *_: None, rounds=2, min_time=0.002)["a"]
+    assert t.calls > 100 and 0 < t.median < 1e-5
+
+
+def test_disturbed_rounds_are_repeated_and_recorded(monkeypatch):
+    runs = iter([(5.0, False), (1.0, True), (1.0, True), (7.0, False), (6.0, False), (8.0, False)])
+    monkeypatch.setattr(timer, "_run", lambda *_: (wall_alone := next(runs)) and (wall_alone[0], 1.0, wall_alone[1]))
+    t = interleave({"a": lambda: 0}, rounds=3, min_time=0, retries=2)["a"]
+    assert (t.disturbed, t.kept, t.max, t.median) == (4, 1, 6, 1)
+    assert t.facts()["disturbed_rounds"] == 4 and t.facts()["disturbed_rounds_kept"] == 1
+
+
+def test_a_waiting_run_is_disturbed(quiet_machine):
+    slow = Contender(lambda: time.sleep(0.01))
+    t = interleave({"a": slow}, rounds=2, min_time=0, retries=1, check=lambda *_: None)["a"]
+    assert (t.disturbed, t.kept) == (4, 2) and t.cpu_per_wall < 0.5
+    pair = Contender(slow.run, threads=2)  # whose waiting may be for each other
+    assert interleave({"a": pair}, rounds=2, min_time=0, check=lambda *_: None)["a"].disturbed == 0
+
+
+def test_a_busy_neighbour_is_noticed():
+    neighbour = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        time.sleep(0.2)
+        if timer._busy_seconds() is None:
+            pytest.skip("no /proc/stat")
+        wall, cpu, alone = timer._run(Contender(lambda: spin(0.3), threads=2), 1, 0.01)
+    finally:
+        neighbour.kill()
+        neighbour.wait()
+    assert not alone and wall >= cpu * 0.9
+
+
+def test_thread_and_isa_settings_are_restored():
+    before = torch.get_num_threads(), fastvoc.get_num_threads(), fastvoc.cpu_isa()
+    with bench_ops.forced("cpu", timer.real_isas()[0], 1)():
+        assert (torch.get_num_threads(), fastvoc.get_num_threads(), fastvoc.cpu_isa()) == (1, 1, timer.real_isas()[0])
+    assert (torch.get_num_threads(), fastvoc.get_num_threads(), fastvoc.cpu_isa()) == before
+
+
+def test_bandwidths_are_positive():
+    assert timer.copy_bandwidth(1, 0.01, 1 << 20) > 1e8
+    assert timer.read_bandwidth(1, 1 << 20, 0.01) > 1e8
+    assert timer.mac_peak(1, torch.float32, 0.01, 64) > 1e7
+
+
+# ---- results ---------------------------------------------------------------------------------------------------------
+
+
+def test_results_have_the_environment(tmp_path, capsys):
+    path = write_results("x", [{"contender": "a", "us": 1234.5}], out=tmp_path / "x.json", method="by hand")
+    result = json.loads(path.read_text())
+    assert result["rows"] == [{"contender": "a", "us": 1234.5}] and result["method"] == "by hand"
+    needed = "date cpu cores caches isas isa threads fastvoc torch numpy python commit dirty".split()
+    assert set(needed) <= set(result["environment"])
+    assert os.uname().nodename not in path.read_text() or len(os.uname().nodename) < 4
+    assert "contender" in capsys.readouterr().out
+
+
+def test_results_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = write_results("x", [{"us": 1}], out=tmp_path / "x.json")
+    before = path.read_text()
+    with pytest.raises(TypeError):
+        write_results("x", [{"us": object()}], out=path)
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_results("x", [{"us": 2}], out=path)
+    assert path.read_text() == before and [p.name for p in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_the_command_runs_and_writes_where_told(tmp_path, monkeypatch):
+    # "single" and "ragged" only: what is tested is that every backend and instruction set is checked and timed
+    monkeypatch.setattr(bench_ops, "QUICK", ("single", "ragged"))
+    command.main(["ops", "--quick", "--threads", "1", "--out", str(tmp_path / "ops.json")])
+    result = json.loads((tmp_path / "ops.json").read_text())
+    names = {row["contender"] for row in result["rows"]}
+    assert names == {"torch eager"} | {f"cpu {isa}" for isa in timer.real_isas()}
+    assert {row["op"] for row in result["rows"]} == {op.name for op in bench_ops.callable_ops()}
+    assert all(row["us_min"] <= row["us"] <= row["us_max"] and row["gb_per_s"] > 0 for row in result["rows"])
+    assert result["quick"] is True and result["copy_gb_per_s"]
+
+
+@pytest.mark.parametrize("arguments", [["all", "--out", "x.json"], ["ops", "--threads", "0"], ["nothing"]])
+def test_the_command_refuses_nonsense(arguments):
+    with pytest.raises(SystemExit):
+        command.main(arguments)
