@@ -52,8 +52,8 @@ METHOD = {
     "macs_per_sample": "of all matrices, conditioning 1x1 included, upsampler excluded",
     "weight_gb_per_s": "packed_bytes per step: streams share a read, what stays in a cache counts as well",
     "mac_peak": "torch.mm 1536^3, best of 0.5 s, in the plan's precision or fp32, whichever is faster",
-    "read_bandwidth": "an array of packed_bytes read again and again: best of torch.dot and mv over each thread's share "
-    "in 0.2 s, less the time of an empty call",
+    "read_bandwidth": "an array of packed_bytes read again and again: best of torch.dot and mv over each thread's "
+    "share in 0.2 s, less the time of an empty call",
     "floor": "of a step: max(macs / mac_peak, packed_bytes / read_bandwidth); of_floor = floor / us_per_step. Both "
     "ceilings are what torch reaches here: above 1 we read faster than torch does. alone: false where others took "
     "part of the machine while a ceiling was measured, which is then too low",

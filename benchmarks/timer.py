@@ -210,7 +210,7 @@ def best_of(run: Callable[[], object], seconds: float = 0.3, calls: int = 1) -> 
 
 
 def undisturbed(measure: Callable[[], float], n_threads: int, retries: int = 2) -> tuple[float, bool]:
-    """The largest of some measurements, and whether one of them had the machine for itself; the first such is the last."""
+    """The largest of some measurements, and whether the last one had the machine for itself, which ends them."""
     best, alone = 0.0, False
 
     def run():
@@ -233,7 +233,7 @@ def copy_bandwidth(n_threads: int, seconds: float = 0.5, n_bytes: int = 256 << 2
 
 
 def read_bandwidth(n_threads: int, n_bytes: int, seconds: float = 0.2) -> float:
-    """Bytes per second of reading an array of this size again and again: best of torch.dot and mv over each thread's share.
+    """Bytes per second of reading an array of this size again and again: torch.dot or mv over each thread's share.
 
     The time of a call that reads nothing is taken off. Threads read at once, and the best call of each counts.
     """

@@ -149,6 +149,10 @@ def _address(t: Tensor) -> int:
 
 def same_kind(op: str, **tensors: Tensor) -> None:
     """Raise unless all tensors are floating point, of one dtype, shape and device; the message names the odd one out."""
+    first, *rest = tensors.values()
+    if all(t.dtype is first.dtype and t.shape == first.shape and t.device == first.device for t in rest):
+        if first.is_floating_point():
+            return
     (first_name, first), *others = tensors.items()
     if not first.is_floating_point():
         raise DTypeError(

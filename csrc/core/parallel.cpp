@@ -20,10 +20,11 @@ inline void pause() {
 #endif
 }
 
-// Waits until `ready()`: first spinning, then giving the core away.
+// Waits until `ready()`: first spinning, some 10 µs (a pause takes 10 to 140 cycles), longer than any wait among threads
+// that all run; then giving the core away, or a neighbour on one core would stall the whole team.
 template <class F>
 void spin_until(F ready) {
-  for (int i = 0; i < 4096; ++i) {
+  for (int i = 0; i < 256; ++i) {
     if (ready()) return;
     pause();
   }

@@ -33,7 +33,8 @@ class Generation:
     def plan(self, precision: str = "fp32", threads: int | None = None):
         """The packed engine for these weights; built on first use and kept until the weights change."""
         threads = fastvoc.get_num_threads() if threads is None else threads
-        version = tuple(p._version for p in self.parameters()), tuple(p.data_ptr() for p in self.parameters())
+        # An inference tensor cannot change in place, and counts no versions
+        version = tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in self.parameters())
         key = precision, threads, forced_backend()
         if key not in self._plans or self._plans[key][0] != version:
             device = next(self.parameters()).device
