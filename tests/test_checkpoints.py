@@ -328,6 +328,7 @@ def test_r9y9_preprocessing(tmp_path):
 def test_r9y9_speakers_and_softmax(tmp_path):
     hparams = {"input_type": "mulaw-quantize", "use_speaker_embedding": False}
     changes = dict(out_channels=16, scalar_input=False, gin_channels=3, n_speakers=5, use_speaker_embedding=True)
+    changes["start"] = 7.0  # upstream truncates when it quantises silence
     want, path = r9y9_file(tmp_path, hparams, **changes)
     got = fastvoc.load(path)
     assert same_config(got, want) and got.config.use_speaker_embedding and got.config.head == "softmax"
