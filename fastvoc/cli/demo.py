@@ -30,7 +30,7 @@ def add(commands) -> None:
     parser.add_argument("--clip", type=Path, default=CLIP, metavar="WAV",
                         help="default: the speech that comes with fastvoc")
     parser.add_argument("--peer-seconds", type=positive, default=0.2, metavar="S",
-                        help="how much of the clip the PyTorch loop vocodes (default: 1)")
+                        help="how much of the clip the PyTorch loop vocodes (default: 0.2)")
     add_generation(parser)
 
 
