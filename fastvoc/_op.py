@@ -5,7 +5,6 @@ The only file that knows torch.library.
 
 from __future__ import annotations
 
-import importlib
 import logging
 import os
 from collections.abc import Callable
@@ -38,7 +37,6 @@ class Op:
     reference  plain torch; the definition of what the operator means
     fake       output tensors from input tensors without computing, for torch.compile
     inputs     (*case, rand) -> arguments;  cases: name -> sizes, taken from real models
-    gradient   a function (grad, *inputs) -> gradients that the Function beside the op uses; documentation only
     """
 
     def __init__(self, schema: str, *, reference, fake, inputs, cases, **backends: Callable):
@@ -128,12 +126,6 @@ def _checked(name: str) -> str:
 
 if os.environ.get("FASTVOC_BACKEND"):
     _forced = _checked(os.environ["FASTVOC_BACKEND"])
-
-
-def lazy(module: str, name: str) -> Callable:
-    """A function imported on first call, so that `import fastvoc` does not import Triton."""
-    load = cache(lambda: getattr(importlib.import_module(module), name))
-    return lambda *args: load()(*args)
 
 
 def launch(kernel: Callable, *args) -> None:
