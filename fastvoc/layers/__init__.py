@@ -2,6 +2,7 @@
 
 from fastvoc.layers.causal_conv1d import CausalConv1d
 from fastvoc.layers.gated_activation import GatedActivation
+from fastvoc.layers.gated_residual_stack import GatedResidualStack
 from fastvoc.layers.upsample import (
     ConvInUpsampleNetwork,
     ConvTranspose1dUpsampleNetwork,
@@ -16,6 +17,7 @@ __all__ = [
     "ConvTranspose1dUpsampleNetwork",
     "ConvTranspose2dUpsampleNetwork",
     "GatedActivation",
+    "GatedResidualStack",
     "Stretch2d",
     "UpsampleNetwork",
 ]

@@ -18,6 +18,7 @@ from fastvoc.errors import ConfigError, ShapeError
 from fastvoc.layers.upsample import NETWORKS
 from fastvoc.models import pretrained
 from fastvoc.models.wavenet_infer import Generation
+from fastvoc.ops.gated_residual import gated_residual
 from fastvoc.ops.wavenet_generate import WaveNetWeights
 
 FRONT_ACTIVATIONS = {"none": lambda x: x, "relu": F.relu, "tanh": torch.tanh}
@@ -131,23 +132,21 @@ class ResidualConv1dGLU(nn.Module):
         self.conv1x1_skip = nn.Conv1d(G // 2, S, 1)
 
     def forward(self, x: Tensor, cond: Tensor | None) -> tuple[Tensor, Tensor]:
-        T, k, d = x.shape[1], self.conv.kernel_size[0], self.dilation
         dropped = F.dropout(x, self.dropout, self.training)
-        past = F.pad(dropped, (0, 0, (k - 1) * d, 0))
-        # Time-major, the taps are k views of one array side by side: one matrix product, twice as fast as conv1d here
-        taps = torch.cat([past[:, i * d : i * d + T] for i in range(k)], dim=2)
-        a = F.linear(taps, self.conv.weight.transpose(1, 2).flatten(1), self.conv.bias)
-        if cond is not None:
-            a = a + cond
-        tanh, sigmoid = a.chunk(2, dim=2)
-        z = torch.tanh(tanh) * torch.sigmoid(sigmoid)
-        out = F.linear(
-            z,
+        x_out, s = gated_residual(
+            dropped,
+            self.conv.weight,
+            self.conv.bias,
             torch.cat([self.conv1x1_out.weight[:, :, 0], self.conv1x1_skip.weight[:, :, 0]]),
             torch.cat([self.conv1x1_out.bias, self.conv1x1_skip.bias]),
+            cond,
+            dilation=self.dilation,
+            causal=True,
+            rho=self.residual_scale,
         )
-        r, s = out.split([x.shape[2], out.shape[2] - x.shape[2]], dim=2)
-        return (x + r) * self.residual_scale, s
+        if dropped is not x:  # dropout is before the convolution only: the residual path goes around it
+            x_out = x_out + (x - dropped) * self.residual_scale
+        return x_out, s
 
 
 class WaveNet(Generation, nn.Module):

@@ -1,0 +1,138 @@
+"""The canonical stack as a module: what WaveGlow, DiffWave, Parallel WaveGAN and Parallel WaveNet have inside.
+
+`forward` is differentiable, layer by layer; `infer` runs the same weights as one plan (ops/gated_residual_stack.py).
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastvoc._op import forced_backend
+from fastvoc.errors import ConfigError, ShapeError
+from fastvoc.ops.gated_residual import gated_residual
+from fastvoc.ops.gated_residual_stack import StackWeights, gated_residual_stack
+
+
+class GatedResidualLayer(nn.Module):
+    """conv (2H, R, k), cond (2H, C, 1) without bias, out (R + S, H, 1): residual rows first. Gate rows: tanh first."""
+
+    def __init__(self, residual: int, half_gate: int, skip: int, cond: int, kernel: int):
+        super().__init__()
+        self.conv = nn.Conv1d(residual, 2 * half_gate, kernel)
+        self.cond = nn.Conv1d(cond, 2 * half_gate, 1, bias=False) if cond else None
+        self.out = nn.Conv1d(half_gate, residual + skip, 1)
+
+
+class GatedResidualStack(nn.Module):
+    """x (B, T, R), cond (B, T, C), step (B, L, R) -> Σ skips (B, T, S); for skip_channels = 0 the last x (B, T, R).
+
+    The residual rows of the last layer's `out` go nowhere; they are there so that all layers are alike.
+    """
+
+    def __init__(
+        self,
+        residual_channels: int,
+        gate_channels: int,
+        skip_channels: int,
+        cond_channels: int,
+        kernel_size: int,
+        dilations,
+        causal: bool = False,
+        rho: float = 1.0,
+        step_in_residual: bool = False,
+    ):
+        super().__init__()
+        self.dilations = tuple(int(d) for d in dilations)
+        if not self.dilations or min(self.dilations) < 1:
+            raise ConfigError(f"dilations: got {list(self.dilations)}, expected positive integers, at least one")
+        if gate_channels < 2 or gate_channels % 2:
+            raise ConfigError(f"gate_channels must be even (tanh half, sigmoid half), got {gate_channels}")
+        if kernel_size < 1 or (not causal and kernel_size % 2 == 0):
+            raise ConfigError(f"kernel_size: got {kernel_size}; a non-causal stack needs an odd one, a causal one any ≥ 1")
+        if residual_channels < 1 or skip_channels < 0 or cond_channels < 0:
+            raise ConfigError(
+                f"channels must not be negative: residual {residual_channels}, skip {skip_channels}, conditioning {cond_channels}"
+            )
+        self.residual_channels, self.skip_channels, self.cond_channels = residual_channels, skip_channels, cond_channels
+        self.causal, self.rho, self.step_in_residual = causal, rho, step_in_residual
+        self.layers = nn.ModuleList(
+            GatedResidualLayer(residual_channels, gate_channels // 2, skip_channels, cond_channels, kernel_size)
+            for _ in self.dilations
+        )
+        self._plans = {}
+
+    def forward(self, x: Tensor, cond: Tensor | None = None, step: Tensor | None = None) -> Tensor:
+        self._check(x, cond, step)
+        y = 0.0
+        for l, (layer, dilation) in enumerate(zip(self.layers, self.dilations)):
+            x, s = gated_residual(
+                x,
+                layer.conv.weight,
+                layer.conv.bias,
+                layer.out.weight[:, :, 0],
+                layer.out.bias,
+                None if layer.cond is None else F.linear(cond, layer.cond.weight[:, :, 0]),
+                None if step is None else step[:, l],
+                dilation=dilation,
+                causal=self.causal,
+                rho=self.rho,
+                step_in_residual=self.step_in_residual,
+            )
+            y = y + s
+        return y if self.skip_channels else x
+
+    def _check(self, x: Tensor, cond: Tensor | None, step: Tensor | None) -> None:
+        B, T = x.shape[:2]
+        if (cond is None) != (self.cond_channels == 0):
+            has = "has no conditioning" if self.cond_channels == 0 else "is conditioned: cond is missing"
+            raise ShapeError(f"this stack {has}")
+        if cond is not None and tuple(cond.shape) != (B, T, self.cond_channels):
+            raise ShapeError(f"cond is {tuple(cond.shape)}, expected {(B, T, self.cond_channels)}")
+        expected = B, len(self.dilations), self.residual_channels
+        if step is not None and tuple(step.shape) != expected:
+            raise ShapeError(f"step is {tuple(step.shape)}, expected (B, layers, residual_channels) = {expected}")
+
+    @torch.no_grad()
+    def weights(self) -> StackWeights:
+        """The canonical weights, stacked over the layers, in the parameters' dtype."""
+        stack = lambda get: torch.stack([get(layer).detach() for layer in self.layers]).contiguous()
+        w_in = stack(lambda layer: layer.conv.weight)
+        return StackWeights(
+            w_in=w_in,
+            b_in=stack(lambda layer: layer.conv.bias),
+            w_cond=stack(lambda layer: layer.cond.weight[:, :, 0]) if self.cond_channels else w_in.new_zeros(*w_in.shape[:2], 0),
+            w_out=stack(lambda layer: layer.out.weight[:, :, 0]),
+            b_out=stack(lambda layer: layer.out.bias),
+            dilations=self.dilations,
+            causal=self.causal,
+            rho=self.rho,
+            step_in_residual=self.step_in_residual,
+        )
+
+    def plan(self, precision: str = "fp32", threads: int | None = None):
+        """The packed weights for this device, precision and forced backend; made anew when a parameter has changed."""
+        key = forced_backend(), precision, threads
+        # An inference tensor cannot change in place, and counts no versions
+        stamp = tuple((p.data_ptr(), 0 if p.is_inference() else p._version, p.dtype) for p in self.parameters())
+        if self._plans.get("stamp") != stamp:
+            self._plans = {"stamp": stamp}
+        if key not in self._plans:
+            device = next(self.parameters()).device
+            self._plans[key] = gated_residual_stack.plan(device, self.weights(), precision=precision, threads=threads)
+        return self._plans[key]
+
+    def infer(
+        self,
+        x: Tensor,
+        cond: Tensor | None = None,
+        step: Tensor | None = None,
+        *,
+        precision: str = "fp32",
+        threads: int | None = None,
+    ) -> Tensor:
+        """`forward` without gradients, on the fastest backend. Arguments and result as forward's."""
+        self._check(x, cond, step)
+        return self.plan(precision, threads).run(x, cond, step)
+
+    def __getstate__(self):
+        return {**self.__dict__, "_plans": {}}  # packed weights are made anew where the copy is used

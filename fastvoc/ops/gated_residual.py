@@ -1,0 +1,227 @@
+"""The gated residual layer, the one layer that all five vocoders are made of. Time-major.
+
+    a     = Σ_j W_in[:, :, j]·u(t + j·d - left) + b_in + cond         u = x + step, zeros outside the signal
+    z     = tanh(a[:H])·σ(a[H:])
+    r, s  = W_out·z + b_out                                            the first R rows, and the rest
+    x'    = (x + r)·ρ,  or (u + r)·ρ with step_in_residual;            skip = s
+
+    x (B, T, R)   w_in (2H, R, k)   b_in (2H,)   w_out (R + S, H)   b_out (R + S,)
+    cond (B, T, 2H)   conditioning, projected already             step (B, R)   the diffusion-step bias of DiffWave
+    -> x' (B, T, R), skip (B, T, S), a (B, T, 2H); a is kept for the gradient
+
+left is (k - 1)·d for a causal layer and half of it otherwise. With R = 0 rows less in W_out (w_out (S, H)) the layer is
+a stack's last and gives no x': see layers/gated_residual_stack.py, which fills those rows with zeros instead.
+
+van den Oord et al. 2016, "WaveNet", eq. 5 and figure 4; with step: Kong et al. 2021, "DiffWave", figure 2.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastvoc._op import Op, needs_grad
+from fastvoc.errors import ConfigError, DeviceError, DTypeError, ShapeError
+
+
+def _padding(kernel: int, dilation: int, causal: bool) -> tuple[int, int]:
+    """Zeros before and after the signal."""
+    reach = (kernel - 1) * dilation
+    return (reach, 0) if causal else (reach // 2, reach // 2)
+
+
+def _taps(u: Tensor, kernel: int, dilation: int, causal: bool) -> Tensor:
+    """(B, T, R) -> (B, T, k·R): what each sample sees, side by side, so that the convolution is one matrix product."""
+    T = u.shape[1]
+    padded = F.pad(u, (0, 0, *_padding(kernel, dilation, causal)))
+    return torch.cat([padded[:, j * dilation : j * dilation + T] for j in range(kernel)], 2)
+
+
+def _untap(dtaps: Tensor, kernel: int, dilation: int, causal: bool) -> Tensor:
+    """The transpose of _taps."""
+    B, T, width = dtaps.shape
+    R, (left, right) = width // kernel, _padding(kernel, dilation, causal)
+    padded = dtaps.new_zeros(B, left + T + right, R)
+    for j in range(kernel):
+        padded[:, j * dilation : j * dilation + T] += dtaps[:, :, j * R : (j + 1) * R]
+    return padded[:, left : left + T]
+
+
+def gated_residual_reference(x, w_in, b_in, w_out, b_out, cond, step, dilation, causal, rho, step_in_residual):
+    R, k = w_in.shape[1:]
+    u = x if step is None else x + step[:, None]
+    a = F.linear(_taps(u, k, dilation, causal), w_in.transpose(1, 2).flatten(1), b_in)
+    if cond is not None:
+        a = a + cond
+    tanh, sigmoid = a.chunk(2, 2)
+    out = F.linear(torch.tanh(tanh) * torch.sigmoid(sigmoid), w_out, b_out)
+    return ((u if step_in_residual else x) + out[..., :R]) * rho, out[..., R:].contiguous(), a
+
+
+def gated_residual_backward_reference(dx_out, dskip, x, a, w_in, w_out, step, dilation, causal, rho, step_in_residual):
+    """-> dx, dw_in, db_in, dw_out, db_out, da (the gradient of cond), dstep (zeros (B, R) without step)."""
+    G, R, k = w_in.shape
+    u = x if step is None else x + step[:, None]
+    t, s = torch.tanh(a[..., : G // 2]), torch.sigmoid(a[..., G // 2 :])
+    dout = torch.cat([dx_out * rho, dskip], 2)
+    dz = dout @ w_out
+    da = torch.cat([dz * s * (1 - t * t), dz * t * s * (1 - s)], 2)
+    rows = da.flatten(0, 1)
+    dw_in = (rows.t() @ _taps(u, k, dilation, causal).flatten(0, 1)).view(G, k, R).transpose(1, 2).contiguous()
+    du = _untap(da @ w_in.transpose(1, 2).flatten(1), k, dilation, causal)
+    dx = du + dx_out * rho
+    dstep = (dx if step_in_residual else du).sum(1)
+    dout = dout.flatten(0, 1)
+    return dx, dw_in, rows.sum(0), dout.t() @ (t * s).flatten(0, 1), dout.sum(0), da, dstep
+
+
+def _empty(like: Tensor, *shape) -> Tensor:
+    return torch.empty(shape, dtype=like.dtype, device=like.device)
+
+
+def _fake(x, w_in, b_in, w_out, b_out, cond, step, dilation, causal, rho, step_in_residual):
+    B, T, R = x.shape
+    return _empty(x, B, T, R), _empty(x, B, T, w_out.shape[0] - R), _empty(x, B, T, w_in.shape[0])
+
+
+def _fake_backward(dx_out, dskip, x, a, w_in, w_out, step, dilation, causal, rho, step_in_residual):
+    G, R, _ = w_in.shape
+    return (
+        _empty(x, *x.shape),
+        _empty(x, *w_in.shape),
+        _empty(x, G),
+        _empty(x, *w_out.shape),
+        _empty(x, w_out.shape[0]),
+        _empty(x, *a.shape),
+        _empty(x, x.shape[0], R),
+    )
+
+
+# B, T, R, half gate, S, k, dilation, causal, cond, step
+CASES = {
+    "wavenet layer, 1 s": (1, 16000, 64, 64, 128, 2, 128, True, True, False),
+    "waveglow layer, 1 s": (1, 2756, 256, 256, 256, 3, 8, False, True, False),
+    "parallel wavegan layer, 1 s": (1, 22050, 64, 64, 64, 3, 64, False, True, False),
+    "diffwave layer, 1 s": (1, 22050, 64, 64, 64, 3, 64, False, True, True),
+    "ragged": (3, 101, 7, 5, 9, 3, 4, False, True, True),
+    "causal, kernel 5": (2, 67, 24, 12, 8, 5, 3, True, True, False),
+    "no conditioning": (1, 33, 16, 16, 1, 3, 1, False, False, False),
+    "shorter than its reach": (2, 3, 8, 8, 8, 3, 16, False, True, True),
+    "single": (1, 1, 1, 1, 1, 2, 1, True, False, False),
+}
+
+
+def _inputs(B, T, R, H, S, k, dilation, causal, has_cond, has_step, *, rand):
+    return (
+        rand(B, T, R),
+        rand(2 * H, R, k) / (k * R) ** 0.5,
+        rand(2 * H) * 0.1,
+        rand(R + S, H) / H**0.5,
+        rand(R + S) * 0.1,
+        rand(B, T, 2 * H) if has_cond else None,
+        rand(B, R) if has_step else None,
+        dilation,
+        causal,
+        0.5**0.5,
+        False,
+    )
+
+
+def _backward_inputs(*case, rand):
+    x, w_in, _, w_out, _, _, step, *rest = _inputs(*case, rand=rand)
+    B, T, R = x.shape
+    return rand(B, T, R), rand(B, T, w_out.shape[0] - R), x, rand(B, T, w_in.shape[0]), w_in, w_out, step, *rest
+
+
+gated_residual_fwd = Op(
+    "gated_residual(Tensor x, Tensor w_in, Tensor b_in, Tensor w_out, Tensor b_out, Tensor? cond, Tensor? step, "
+    "int dilation, bool causal, float rho, bool step_in_residual) -> (Tensor, Tensor, Tensor)",
+    reference=gated_residual_reference,
+    fake=_fake,
+    inputs=_inputs,
+    cases=CASES,
+)
+
+gated_residual_bwd = Op(
+    "gated_residual_backward(Tensor dx_out, Tensor dskip, Tensor x, Tensor a, Tensor w_in, Tensor w_out, Tensor? step, "
+    "int dilation, bool causal, float rho, bool step_in_residual) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    reference=gated_residual_backward_reference,
+    fake=_fake_backward,
+    inputs=_backward_inputs,
+    cases=CASES,
+)
+
+
+class _GatedResidual(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, w_in, b_in, w_out, b_out, cond, step, dilation, causal, rho, step_in_residual):
+        options = dilation, causal, rho, step_in_residual
+        x_out, skip, a = gated_residual_fwd(x, w_in, b_in, w_out, b_out, cond, step, *options)
+        ctx.save_for_backward(x, a, w_in, w_out, step)
+        ctx.options, ctx.has_cond = options, cond is not None
+        return x_out, skip
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, dx_out, dskip):
+        x, a, w_in, w_out, step = ctx.saved_tensors
+        dx, dw_in, db_in, dw_out, db_out, da, dstep = gated_residual_bwd(
+            dx_out.contiguous(), dskip.contiguous(), x, a, w_in, w_out, step, *ctx.options
+        )
+        none = None, None, None, None
+        return dx, dw_in, db_in, dw_out, db_out, da if ctx.has_cond else None, None if step is None else dstep, *none
+
+
+def gated_residual(
+    x: Tensor,
+    w_in: Tensor,
+    b_in: Tensor,
+    w_out: Tensor,
+    b_out: Tensor,
+    cond: Tensor | None = None,
+    step: Tensor | None = None,
+    *,
+    dilation: int = 1,
+    causal: bool = False,
+    rho: float = 1.0,
+    step_in_residual: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """One gated residual layer with gradients: x (B, T, R) -> x' (B, T, R), skip (B, T, S). Shapes: the top of this file.
+
+    Raises ShapeError, DTypeError, DeviceError, ConfigError.
+    """
+    _check(x, w_in, b_in, w_out, b_out, cond, step, dilation, causal)
+    args = x, w_in, b_in, w_out, b_out, cond, step, dilation, causal, rho, step_in_residual
+    if needs_grad(*[t for t in args[:7] if t is not None]):
+        return _GatedResidual.apply(*args)
+    return gated_residual_fwd(*args)[:2]
+
+
+def _check(x, w_in, b_in, w_out, b_out, cond, step, dilation, causal):
+    if not x.is_floating_point():
+        raise DTypeError(f"gated_residual: x is {x.dtype}, expected a floating point tensor.", hint="Use .float().")
+    if x.dim() != 3 or w_in.dim() != 3 or x.shape[2] != w_in.shape[1]:
+        raise ShapeError(
+            f"gated_residual: x is {tuple(x.shape)} and w_in {tuple(w_in.shape)}; expected x (B, T, R), w_in (2H, R, k)",
+            hint="x is time-major: transpose (B, R, T) with .transpose(1, 2).",
+        )
+    (B, T, R), (G, _, k) = x.shape, w_in.shape
+    if G % 2 or not G:
+        raise ShapeError(f"gated_residual: w_in has {G} rows; a tanh half and a sigmoid half must be even in number")
+    if dilation < 1:
+        raise ConfigError(f"gated_residual: dilation must be at least 1, got {dilation}")
+    if not causal and k % 2 == 0:
+        raise ConfigError(f"gated_residual: a non-causal layer needs an odd kernel, got {k}")
+    if w_out.dim() != 2 or w_out.shape[1] != G // 2 or w_out.shape[0] < R:
+        raise ShapeError(f"gated_residual: w_out is {tuple(w_out.shape)}, expected (R + S, {G // 2}) with R = {R}")
+    expected = {"b_in": (b_in, (G,)), "b_out": (b_out, (w_out.shape[0],)), "cond": (cond, (B, T, G)), "step": (step, (B, R))}
+    for name, (tensor, shape) in expected.items():
+        if tensor is not None and tuple(tensor.shape) != shape:
+            raise ShapeError(f"gated_residual: {name} is {tuple(tensor.shape)}, expected {shape}")
+    for name, tensor in {"w_in": w_in, "b_in": b_in, "w_out": w_out, "b_out": b_out, "cond": cond, "step": step}.items():
+        if tensor is None:
+            continue
+        if tensor.dtype != x.dtype:
+            raise DTypeError(f"gated_residual: x is {x.dtype} but {name} is {tensor.dtype}.", hint=f"Use .to({x.dtype}).")
+        if tensor.device != x.device:
+            raise DeviceError(f"gated_residual: x is on {x.device} but {name} is on {tensor.device}.", hint="Use .to(device).")

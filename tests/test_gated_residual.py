@@ -1,0 +1,116 @@
+"""The gated residual layer and stack: the formulas, the gradients, the bad inputs. Parity of backends is in test_ops.py."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import fastvoc
+from fastvoc.errors import ConfigError, DeviceError, DTypeError, ShapeError
+from fastvoc.layers import GatedResidualStack
+from fastvoc.ops.gated_residual import (
+    CASES,
+    gated_residual,
+    gated_residual_backward_reference,
+    gated_residual_bwd,
+    gated_residual_fwd,
+    gated_residual_reference,
+)
+
+
+def by_conv1d(x, w_in, b_in, w_out, b_out, cond, step, dilation, causal, rho, step_in_residual):
+    """The layer as the papers' codes write it: channels first, with conv1d."""
+    R, k = w_in.shape[1:]
+    u = x if step is None else x + step[:, None]
+    reach = (k - 1) * dilation
+    pad = (reach, 0) if causal else (reach // 2, reach // 2)
+    a = F.conv1d(F.pad(u.transpose(1, 2), pad), w_in, b_in, dilation=dilation)
+    if cond is not None:
+        a = a + cond.transpose(1, 2)
+    z = torch.tanh(a.chunk(2, 1)[0]) * torch.sigmoid(a.chunk(2, 1)[1])
+    r, s = F.conv1d(z, w_out[:, :, None], b_out).transpose(1, 2).split([R, w_out.shape[0] - R], 2)
+    return ((u if step_in_residual else x) + r) * rho, s
+
+
+@pytest.mark.parametrize("in_residual", [False, True])
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_is_the_layer_of_the_papers(case, in_residual):
+    *args, _ = gated_residual_fwd.make_args(case, torch.float64, "cpu")
+    got = gated_residual_reference(*args, in_residual)
+    for ours, theirs in zip(got, by_conv1d(*args, in_residual), strict=False):
+        assert torch.allclose(ours, theirs, rtol=0, atol=1e-12) and ours.shape == theirs.shape
+
+
+@pytest.mark.parametrize("in_residual", [False, True])
+@pytest.mark.parametrize("label", ["ragged", "causal, kernel 5", "no conditioning", "shorter than its reach", "single"])
+def test_the_gradient_is_autograds(label, in_residual):
+    *args, dilation, causal, rho, _ = gated_residual_fwd.make_args(CASES[label], torch.float64, "cpu")
+    leaves = [a.requires_grad_() for a in args if a is not None]
+    rng = torch.Generator().manual_seed(1)
+    options = {"dilation": dilation, "causal": causal, "rho": rho, "step_in_residual": in_residual}
+    ours = gated_residual(*args, **options)
+    theirs = by_conv1d(*args, *options.values())
+    dys = [torch.randn(y.shape, generator=rng, dtype=y.dtype) for y in theirs]
+    got = torch.autograd.grad(ours, leaves, dys)
+    want = torch.autograd.grad(theirs, leaves, dys)
+    for a, b in zip(got, want, strict=True):
+        assert torch.allclose(a, b, rtol=0, atol=1e-11)
+
+
+def test_gradcheck():
+    args = [
+        a.requires_grad_() if isinstance(a, torch.Tensor) else a
+        for a in gated_residual_fwd.make_args((2, 9, 3, 2, 4, 3, 2, False, True, True), torch.float64, "cpu")
+    ]
+    run = lambda *tensors: gated_residual(*tensors, dilation=2, rho=0.7)
+    assert torch.autograd.gradcheck(run, args[:7])
+
+
+def test_the_backward_reference_has_no_step_gradient_without_a_step():
+    args = gated_residual_bwd.make_args(CASES["no conditioning"], torch.float64, "cpu")
+    assert gated_residual_backward_reference(*args)[-1].shape == (1, 16)
+
+
+def stack(**changes):
+    torch.manual_seed(0)
+    options = dict(residual_channels=6, gate_channels=10, skip_channels=4, cond_channels=5, kernel_size=3, dilations=[1, 2, 4])
+    return GatedResidualStack(**{**options, **changes})
+
+
+@pytest.mark.parametrize("changes", [{}, {"causal": True, "kernel_size": 2}, {"skip_channels": 0}, {"rho": 0.7, "step_in_residual": True}])
+def test_infer_is_forward(changes):
+    module = stack(**changes)
+    x, cond, step = torch.randn(2, 50, 6), torch.randn(2, 50, 5), torch.randn(2, 3, 6)
+    want = module(x, cond, step)
+    assert torch.allclose(module.infer(x, cond, step), want, atol=1e-5) and not want.isnan().any()
+    with fastvoc.backend("reference"):
+        assert torch.allclose(module.infer(x, cond, step), want, atol=1e-5)
+
+
+def test_a_plan_follows_its_weights():
+    module, x, cond = stack(), torch.randn(1, 20, 6), torch.randn(1, 20, 5)
+    before = module.infer(x, cond)
+    with torch.no_grad():
+        module.layers[1].conv.weight.mul_(2)
+    assert not torch.allclose(module.infer(x, cond), before)
+
+
+def test_errors():
+    x, w_in, b_in, w_out, b_out, *_ = gated_residual_fwd.make_args(CASES["ragged"], torch.float32, "cpu")
+    with pytest.raises(ShapeError, match="time-major"):
+        gated_residual(x.transpose(1, 2), w_in, b_in, w_out, b_out)
+    with pytest.raises(ShapeError, match="even in number"):
+        gated_residual(x, w_in[:9], b_in, w_out, b_out)
+    with pytest.raises(ShapeError, match=r"b_in is \(3,\), expected \(10,\)"):
+        gated_residual(x, w_in, b_in[:3], w_out, b_out)
+    with pytest.raises(ConfigError, match="dilation"):
+        gated_residual(x, w_in, b_in, w_out, b_out, dilation=0)
+    with pytest.raises(ConfigError, match="odd kernel"):
+        gated_residual(x, w_in[:, :, :2], b_in, w_out, b_out)
+    with pytest.raises(DTypeError, match=r"w_out is torch.float64"):
+        gated_residual(x, w_in, b_in, w_out.double(), b_out)
+    with pytest.raises(DeviceError, match="b_out is on meta"):
+        gated_residual(x, w_in, b_in, w_out, b_out.to("meta"))
+    with pytest.raises(ShapeError, match="cond is missing"):
+        stack()(torch.randn(1, 4, 6))
+    with pytest.raises(ConfigError, match="odd one"):
+        stack(kernel_size=4)
