@@ -76,7 +76,10 @@ def stack(**changes):
     return GatedResidualStack(**{**options, **changes})
 
 
-@pytest.mark.parametrize("changes", [{}, {"causal": True, "kernel_size": 2}, {"skip_channels": 0}, {"rho": 0.7, "step_in_residual": True}])
+STACKS = [{}, {"causal": True, "kernel_size": 2}, {"skip_channels": 0}, {"rho": 0.7, "step_in_residual": True}]
+
+
+@pytest.mark.parametrize("changes", STACKS)
 def test_infer_is_forward(changes):
     module = stack(**changes)
     x, cond, step = torch.randn(2, 50, 6), torch.randn(2, 50, 5), torch.randn(2, 3, 6)

@@ -93,7 +93,7 @@ def test_r9y9_step_by_step(r9y9, isa):
     fed = io["inc_tf_inputs"][:, 0]
     with running_on(isa):
         got = [
-            model.infer(c[None], forced=x[None].roll(-1, 1), initial=float(x[0]), context_given=True)
+            model.infer(c[None], forced=x[None].roll(-1, 1), initial=float(x[0]), padded=True)
             for c, x in zip(io["inc_tf_c"], fed)
         ]
     check(io, "inc_tf_raw", torch.cat(got))
@@ -104,7 +104,7 @@ def test_r9y9_generation(r9y9, isa):
     model, io = r9y9
     noise = torch.cat([io["gen_u_mixture"], io["gen_u_logistic"][..., None]], -1)
     with running_on(isa):
-        check(io, "gen_samples", model.infer(io["gen_c"], noise=noise, temperature=1.0, context_given=True)[:, None])
+        check(io, "gen_samples", model.infer(io["gen_c"], noise=noise, temperature=1.0, padded=True)[:, None])
 
 
 @torch.no_grad()
@@ -279,7 +279,7 @@ BAD = [
     (dict(mel=NAN_MEL), FeatureError, r"nan at index \(1, 2, 3\).*logarithm"),
     (dict(mel=MEL / 0), FeatureError, "nan|inf"),
     (dict(mel=MEL[:, :, :0]), ShapeError, "mel has 0 frames, expected at least 1"),
-    (dict(mel=MEL[:, :, :2], context_given=True), ShapeError, "mel has 2 frames, expected at least 3"),
+    (dict(mel=MEL[:, :, :2], padded=True), ShapeError, "mel has 2 frames, expected at least 3"),
     (dict(mel=MEL, lengths=[4]), ShapeError, r"lengths are \[4\], expected 2 numbers in 1…4"),
     (dict(mel=MEL, lengths=[4, 5]), ShapeError, r"\[4, 5\]"), (dict(mel=MEL, lengths=[0, 4]), ShapeError, r"\[0, 4\]"),
     (dict(mel=MEL, temperature=-1.0), ConfigError, "at least 0, got -1"),

@@ -553,7 +553,7 @@ def test_incremental_is_parallel(head, upsampler):
     else:
         forced, initial = torch.rand(B, n) * 2 - 1, 0.25
         x = torch.cat([torch.full((B, 1), initial), forced[:, :-1]], 1)[:, None]
-    step_by_step = model.infer(mel, speaker, forced=forced, initial=initial, context_given=True)
+    step_by_step = model.infer(mel, speaker, forced=forced, initial=initial, padded=True)
     parallel = model(x, mel, speaker)
     assert step_by_step.shape == parallel.shape == (B, HEADS[head], n) and parallel.std() > 0.1
     exact = model.double()(x if head == "softmax" else x.double(), mel.double(), speaker)

@@ -1,27 +1,35 @@
 """Checkpoint files of the public implementations: one layout per module, recognised by what is in the file.
 
-A reader module has `LAYOUT`, one line for people; `matches(contents, path)`; and `read(contents, path)`, which returns
-the model. contents is what `read_file` made of the file: containers, numbers, strings and tensors, no foreign objects.
+A reader module has `LAYOUT`, one line for people; `matches(contents, path)`; and `read(contents, path, **options)`, which
+returns the model. contents is what `read_file` made of the file: containers, numbers, strings and tensors, no foreign objects.
 """
 
+import inspect
 from pathlib import Path
 
 from fastvoc.checkpoints import nv_wavenet, r9y9
 from fastvoc.checkpoints.reading import read_file
-from fastvoc.errors import IncompatibleCheckpointError
+from fastvoc.errors import ConfigError, IncompatibleCheckpointError
 
 READERS = [r9y9, nv_wavenet]
 
 __all__ = ["READERS", "load_checkpoint", "read_file"]
 
 
-def load_checkpoint(path):
-    """The model of one checkpoint file. Never runs code from it. Raises CheckpointError, ConfigError and their kin."""
+def load_checkpoint(path, **options):
+    """The model of one checkpoint file. Never runs code from it. Raises CheckpointError, ConfigError and their kin.
+
+    options are handed to the reader; one that it does not know is a ConfigError.
+    """
     path = Path(path)
     contents = read_file(path)
     for reader in READERS:
         if reader.matches(contents, path):
-            return reader.read(contents, path)
+            known = list(inspect.signature(reader.read).parameters)[2:]
+            for name in options:
+                if name not in known:
+                    raise ConfigError(f"{path}: unknown option {name!r} for {reader.LAYOUT}; it takes {known or 'none'}")
+            return reader.read(contents, path, **options)
     supported = "Supported are: " + "; ".join(reader.LAYOUT for reader in READERS) + "."
     if not isinstance(contents, dict):
         raise IncompatibleCheckpointError(f"{path} holds a {type(contents).__name__}, no known layout.", hint=supported)

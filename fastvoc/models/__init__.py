@@ -7,19 +7,31 @@ from fastvoc.errors import CheckpointError, ConfigError
 from fastvoc.models.preprocessing import Preprocessing
 from fastvoc.models.pretrained import from_pretrained, read_json
 from fastvoc.models.wavenet import WaveNet, WaveNetConfig
+from fastvoc.ops.wavenet_generate import PRECISIONS
 
 MODELS = {"wavenet": WaveNet}
 
 __all__ = ["MODELS", "Preprocessing", "WaveNet", "WaveNetConfig", "load"]
 
 
-def load(path):
+def load(path, device="cpu", precision: str = "fp32", **options):
     """The vocoder of a model folder (config.json, model.safetensors, preprocessor_config.json), or of a checkpoint file
-    of r9y9/wavenet_vocoder (hparams.json beside it) or nv-wavenet's export.
+    of a public implementation (fastvoc/checkpoints has one module for each).
+
+    device     where the model is put
+    precision  of `infer`, where its call gives none: "fp32" or "bf16"
+    options    what a reader asks for, such as teacher=PATH for a ClariNet student
 
     Raises FileNotFoundError, CheckpointError, ConfigError. Never runs code from a file.
     """
-    path = Path(path)
+    if precision not in PRECISIONS:
+        raise ConfigError(f"precision: got {precision!r}, expected one of {list(PRECISIONS)}")
+    model = _load(Path(path), options)
+    model.precision = precision
+    return model.to(device)
+
+
+def _load(path: Path, options: dict):
     if not path.exists():
         near = (
             difflib.get_close_matches(path.name, [p.name for p in path.parent.iterdir()], 1)
@@ -30,7 +42,9 @@ def load(path):
     if path.is_file():
         from fastvoc.checkpoints import load_checkpoint
 
-        return load_checkpoint(path)
+        return load_checkpoint(path, **options)
+    if options:
+        raise ConfigError(f"{path}: a folder takes no options, got {sorted(options)}")
     if not (path / "config.json").is_file():
         raise CheckpointError(
             f"{path} is no model folder: it has no config.json",

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fastvoc.errors import ConfigError, ShapeError
 from fastvoc.layers.upsample import NETWORKS
-from fastvoc.models import pretrained
+from fastvoc.models.vocoder import Vocoder
 from fastvoc.models.wavenet_infer import Generation
 from fastvoc.ops.gated_residual import gated_residual
 from fastvoc.ops.wavenet_generate import WaveNetWeights
@@ -149,7 +149,7 @@ class ResidualConv1dGLU(nn.Module):
         return x_out, s
 
 
-class WaveNet(Generation, nn.Module):
+class WaveNet(Generation, Vocoder):
     """WaveNet(out_channels=…, layers=…, …): every field of WaveNetConfig is a keyword."""
 
     Config = WaveNetConfig
@@ -157,7 +157,6 @@ class WaveNet(Generation, nn.Module):
 
     def __init__(self, *args, **kwargs):
         super().__init__()
-        self.preprocessing = None  # set by whoever knows the recording convention: training, loading
         self._plans = {}
         self.config = config = (
             args[0] if args and isinstance(args[0], WaveNetConfig) else WaveNetConfig(*args, **kwargs)
@@ -299,8 +298,3 @@ class WaveNet(Generation, nn.Module):
             rho=c.residual_scale,
             front_activation=c.front_activation,
         )
-
-    # ---- files -----------------------------------------------------------------------------------------------------
-
-    save_pretrained = pretrained.save_pretrained
-    from_pretrained = classmethod(pretrained.from_pretrained)

@@ -22,6 +22,12 @@ class Generation:
     def samples_per_frame(self) -> int:
         return 1 if self.upsample_net is None else self.upsample_net.scale
 
+    hop_length = samples_per_frame
+
+    @property
+    def n_mels(self) -> int:
+        return max(self.config.cin_channels, 0)
+
     @property
     def context_frames(self) -> int:
         """Frames on each side that feed the upsampler's edges and give no samples of their own."""
@@ -30,8 +36,9 @@ class Generation:
     def upsample_stages(self) -> list:
         return [] if self.upsample_net is None else self.upsample_net.stages()
 
-    def plan(self, precision: str = "fp32", threads: int | None = None):
+    def plan(self, precision: str | None = None, threads: int | None = None):
         """The packed engine for these weights; built on first use and kept until the weights change."""
+        precision = self.precision if precision is None else precision
         threads = fastvoc.get_num_threads() if threads is None else threads
         # An inference tensor cannot change in place, and counts no versions
         version = tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in self.parameters())
@@ -48,34 +55,6 @@ class Generation:
     def __getstate__(self):
         return {**self.__dict__, "_plans": {}}  # packed weights are made anew where the copy is used
 
-    def check_mel(self, mel: Tensor, dims: int = 3) -> Tensor:
-        """Raise unless mel is a finite float32 (B, n_mels, n_frames) (dims=3) or (n_mels, n_frames) (dims=2) here."""
-        bands = self.config.cin_channels
-        shape = f"(B, {bands}, n_frames)" if dims == 3 else f"({bands}, n_frames)"
-        if not isinstance(mel, Tensor):
-            raise DTypeError(
-                f"mel is a {type(mel).__name__}, expected a torch.Tensor {shape}.", hint="Use torch.from_numpy(mel)."
-            )
-        if mel.dtype != torch.float32:
-            raise DTypeError(f"mel is {mel.dtype}, expected torch.float32.", hint="Convert it with .float().")
-        device = next(self.parameters()).device
-        if mel.device != device:
-            raise DeviceError(f"mel is on {mel.device}, the model on {device}.", hint="Move one with .to(device).")
-        if mel.dim() != dims:
-            hint = "Add a batch axis with mel[None]." if mel.dim() == dims - 1 else None
-            raise ShapeError(f"mel is {tuple(mel.shape)}, expected {shape}.", hint=hint)
-        if mel.shape[-2] != bands:
-            hint = (
-                f"{bands} bands were found on the last axis: transpose it."
-                if mel.shape[-1] == bands
-                else ("The mel was made for another model.")
-            )
-            raise ShapeError(
-                f"mel is {tuple(mel.shape)}, expected {shape}: axis {dims - 2} must hold {bands} mel bands.", hint=hint
-            )
-        check_finite(mel)
-        return mel.detach()
-
     def stream(
         self,
         *,
@@ -83,10 +62,10 @@ class Generation:
         seed: int = 0,
         stream: int = 0,
         temperature: float | None = None,
-        precision: str = "fp32",
+        precision: str | None = None,
         threads: int | None = None,
         initial=None,
-        context_given: bool = False,
+        padded: bool = False,
     ) -> WaveNetStream:
         """A new stream: push mel into it and call `generate([stream, …])` (fastvoc.models.wavenet_streams)."""
         return self._streams(
@@ -98,10 +77,10 @@ class Generation:
             precision,
             threads,
             initial,
-            context_given,
+            padded,
         )[0]
 
-    def _streams(self, n, speaker, seed, numbers, temperature, precision, threads, initial, context_given):
+    def _streams(self, n, speaker, seed, numbers, temperature, precision, threads, initial, padded):
         if temperature is None:
             temperature = 1.0 if self.preprocessing is None else self.preprocessing.temperature
         if not (math.isfinite(temperature) and temperature >= 0):
@@ -128,7 +107,7 @@ class Generation:
                 temperature=temperature,
                 speaker=bias,
                 initial=initial,
-                context_given=context_given,
+                padded=padded,
             )
             for number, bias in zip(numbers, biases)
         ]
@@ -176,11 +155,11 @@ class Generation:
         temperature: float | None = None,
         forced: Tensor | None = None,
         lengths=None,
-        precision: str = "fp32",
+        precision: str | None = None,
         threads: int | None = None,
         initial=None,
         streams=None,
-        context_given: bool = False,
+        padded: bool = False,
         n_samples: int | None = None,
         layer_conditioning: Tensor | None = None,
         progress=None,
@@ -195,9 +174,9 @@ class Generation:
         forced       (B, n_samples) samples (float, [-1, 1]) or classes (int) that are fed back instead of what was drawn;
                      the result is then the network's outputs (B, out_channels, n_samples)
         lengths      (B,) frames of each item; the rest of the mel is padding, the rest of the result zero
-        precision    "fp32" or "bf16" weights and products; sums are float32
+        precision    "fp32" or "bf16" weights and products; sums are float32. Default: the model's own
         initial      what stands before the first sample: a value, or a class (default: silence)
-        context_given  the mel already holds the model's context frames on each side; else the edge frames are repeated
+        padded  the mel already holds the model's context frames on each side; else the edge frames are repeated
         layer_conditioning  (B, layers, gate_channels, n_samples): ready-made conditioning instead of mel
         n_samples    for a model without mel: how many
         progress     called with (samples done, samples in all) now and then
@@ -218,7 +197,7 @@ class Generation:
         elif n_samples is not None and self.config.cin_channels > 0:
             raise ConfigError(f"this WaveNet is conditioned on {self.config.cin_channels} mel bands: pass mel")
         B = 1 if n_samples is not None else len(mel if mel is not None else layer_conditioning)
-        margin = 2 * self.context_frames if context_given else 0
+        margin = 2 * self.context_frames if padded else 0
         if mel is not None:
             frames = mel.shape[2] - margin
             if frames < 1:
@@ -247,7 +226,7 @@ class Generation:
             precision,
             threads,
             initial,
-            context_given,
+            padded,
         )
         if not made:
             return torch.empty(0, self.config.out_channels, total) if forced is not None else torch.empty(0, total)
@@ -314,8 +293,3 @@ class Generation:
             )
         check_finite(cond)
         return cond
-
-    def vocode(self, mel: Tensor, **options) -> list:
-        """infer, then undo what stood before the model: mel (B, n_mels, n_frames) -> per item a float32 array."""
-        waves = [w.numpy() for w in self.infer(mel, **options)]
-        return [self.preprocessing.from_model(w) for w in waves] if self.preprocessing is not None else waves

@@ -23,7 +23,7 @@ class WaveNetStream:
     precision and conditioning, the generation goes on as if it had never paused.
     """
 
-    def __init__(self, model, plan, *, seed, stream, temperature, speaker, initial, context_given=False):
+    def __init__(self, model, plan, *, seed, stream, temperature, speaker, initial, padded=False):
         config = model.config
         self.model, self.plan = model, plan
         self.state = plan.begin(seed, stream, temperature, initial, speaker)
@@ -31,7 +31,7 @@ class WaveNetStream:
         if config.cin_channels > 0:
             indent = getattr(model.upsample_net, "indent", 0)
             self.upsampler = StreamingUpsampler(model.upsample_stages(), config.cin_channels, indent)
-        self.context = 0 if context_given else model.context_frames
+        self.context = 0 if padded else model.context_frames
         self.started = self.closed = False
         self._last_frame = None
 

@@ -1,0 +1,120 @@
+"""What the five vocoders have in common: what they say about themselves, and what they ask of a mel."""
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fastvoc.audio.mel import MelConfig
+from fastvoc.errors import ConfigError, DeviceError, DTypeError, ShapeError
+from fastvoc.models import pretrained
+from fastvoc.models.wavenet_streams import check_finite
+from fastvoc.ops.philox import normal, philox, uniform
+
+
+class Vocoder(nn.Module):
+    """A model with `infer(mel, *, seed=None, noise=None, …) -> (B, n_samples)` float32.
+
+    family         the name in MODELS and in config.json;  Config: its dataclass
+    preprocessing  the recording convention (models/preprocessing.py); None where the checkpoint does not tell
+    precision      of `infer`, where the call gives none: "fp32" or "bf16"
+    """
+
+    family: str
+    Config: type
+
+    def __init__(self):
+        super().__init__()
+        self.preprocessing = None
+        self.precision = "fp32"
+
+    @property
+    def mel_config(self) -> MelConfig | None:
+        return None if self.preprocessing is None else self.preprocessing.mel
+
+    @property
+    def sample_rate(self) -> int | None:
+        return None if self.preprocessing is None else self.preprocessing.mel.sample_rate
+
+    @property
+    def n_mels(self) -> int:
+        """Bands of the mel that `infer` takes; 0 for an unconditional model."""
+        raise NotImplementedError
+
+    @property
+    def hop_length(self) -> int:
+        """Samples that one mel frame becomes."""
+        raise NotImplementedError
+
+    def check_mel(self, mel: Tensor, dims: int = 3) -> Tensor:
+        """Raise unless mel is a finite float32 (B, n_mels, n_frames) (dims=3) or (n_mels, n_frames) (dims=2) here.
+
+        A model in float64 takes float64.
+        """
+        shape = f"(B, {self.n_mels}, n_frames)" if dims == 3 else f"({self.n_mels}, n_frames)"
+        if not isinstance(mel, Tensor):
+            raise DTypeError(
+                f"mel is a {type(mel).__name__}, expected a torch.Tensor {shape}.", hint="Use torch.from_numpy(mel)."
+            )
+        parameter = next(self.parameters())
+        if mel.dtype != parameter.dtype:
+            raise DTypeError(f"mel is {mel.dtype}, expected {parameter.dtype}.", hint=f"Convert it with .to({parameter.dtype}).")
+        if mel.device != parameter.device:
+            raise DeviceError(
+                f"mel is on {mel.device}, the model on {parameter.device}.", hint="Move one with .to(device)."
+            )
+        if mel.dim() != dims:
+            hint = "Add a batch axis with mel[None]." if mel.dim() == dims - 1 else None
+            raise ShapeError(f"mel is {tuple(mel.shape)}, expected {shape}.", hint=hint)
+        if mel.shape[-2] != self.n_mels:
+            hint = "The mel was made for another model."
+            if mel.shape[-1] == self.n_mels:
+                hint = f"{self.n_mels} bands were found on the last axis: transpose it."
+            message = f"mel is {tuple(mel.shape)}, expected {shape}: axis {dims - 2} must hold {self.n_mels} mel bands."
+            raise ShapeError(message, hint=hint)
+        if mel.shape[-1] < 1:
+            raise ShapeError("mel has 0 frames, expected at least 1")
+        check_finite(mel)
+        return mel.detach()
+
+    def normal_noise(self, shape: tuple[int, ...], seed: int | None, draw: int = 0) -> Tensor:
+        """(B, …, T) standard normal numbers by position: item b's do not depend on the batch or on the length.
+
+        seed None takes a fresh one. draw numbers independent tensors of one call; middle axes count as draws of their own.
+        """
+        batch, *middle, length = shape
+        seed = fresh_seed() if seed is None else check_seed(seed)
+        n_rows = int(np.prod(middle, dtype=np.int64))
+        at, rows = np.arange(length), []
+        for item in range(batch):
+            for row in range(draw * n_rows, (draw + 1) * n_rows):
+                words = philox(seed, at, item, row // 4)[:, row % 4]
+                rows.append(normal(np.float32(1e-5) + uniform(words) * np.float32(1 - 2e-5)))
+        parameter = next(self.parameters())
+        values = np.stack(rows).reshape(shape) if rows else np.zeros(shape, np.float32)
+        return torch.from_numpy(values).to(parameter)
+
+    def given_noise(self, name: str, noise: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """The caller's noise, if it has the shape; in the model's dtype and on its device."""
+        noise = torch.as_tensor(noise)
+        if tuple(noise.shape) != tuple(shape):
+            raise ShapeError(f"{name} is {tuple(noise.shape)}, expected {tuple(shape)}")
+        return noise.to(next(self.parameters()))
+
+    def vocode(self, mel: Tensor, **options) -> list[np.ndarray]:
+        """infer, then undo what stood before the model: mel (B, n_mels, n_frames) -> per item a float32 array."""
+        waves = [w.cpu().numpy() for w in self.infer(mel, **options)]
+        return [self.preprocessing.from_model(w) for w in waves] if self.preprocessing is not None else waves
+
+    save_pretrained = pretrained.save_pretrained
+    from_pretrained = classmethod(pretrained.from_pretrained)
+
+
+def check_seed(seed: int) -> int:
+    if not isinstance(seed, int) or not 0 <= seed < 2**64:
+        raise ConfigError(f"seed must be an integer in 0…2⁶⁴ - 1, got {seed!r}")
+    return seed
+
+
+def fresh_seed() -> int:
+    """From torch's generator, so that torch.manual_seed makes unseeded calls repeatable."""
+    return int(torch.randint(2**63 - 1, ()))
