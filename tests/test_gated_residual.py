@@ -89,6 +89,23 @@ def test_infer_is_forward(changes):
         assert torch.allclose(module.infer(x, cond, step), want, atol=1e-5)
 
 
+def test_each_layer_can_have_a_conditioning_of_its_own():
+    module = stack(cond_per_layer=True)
+    x, cond, step = torch.randn(2, 50, 6), torch.randn(3, 2, 50, 5), torch.randn(2, 3, 6)
+    want = module(x, cond, step)
+    assert torch.equal(module(x, list(cond), step), want)  # a sequence is as good as one tensor
+    assert torch.allclose(module.infer(x, cond, step), want, atol=1e-5)
+    assert torch.allclose(module.infer(x, list(cond), step), want, atol=1e-5)
+    shared = stack()
+    shared.load_state_dict(module.state_dict())
+    assert torch.equal(module(x, cond[:1].expand(3, -1, -1, -1), step), shared(x, cond[0], step))
+    assert not torch.allclose(want, shared(x, cond[0], step))
+    with pytest.raises(ShapeError, match=r"expected \(3, 2, 50, 5\)"):
+        module(x, cond[0], step)
+    with pytest.raises(ShapeError, match="2 tensors, expected one for each of 3"):
+        module(x, list(cond[:2]), step)
+
+
 def test_a_plan_follows_its_weights():
     module, x, cond = stack(), torch.randn(1, 20, 6), torch.randn(1, 20, 5)
     before = module.infer(x, cond)

@@ -3,6 +3,8 @@
 `forward` is differentiable, layer by layer; `infer` runs the same weights as one plan (ops/gated_residual_stack.py).
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -26,7 +28,8 @@ class GatedResidualLayer(nn.Module):
 class GatedResidualStack(nn.Module):
     """x (B, T, R), cond (B, T, C), step (B, L, R) -> Σ skips (B, T, S); for skip_channels = 0 the last x (B, T, R).
 
-    The residual rows of the last layer's `out` go nowhere; they are there so that all layers are alike.
+    With cond_per_layer, cond is (L, B, T, C), or a sequence of L tensors (B, T, C). The residual rows of the last layer's
+    `out` go nowhere; they are there so that all layers are alike.
     """
 
     def __init__(
@@ -40,6 +43,7 @@ class GatedResidualStack(nn.Module):
         causal: bool = False,
         rho: float = 1.0,
         step_in_residual: bool = False,
+        cond_per_layer: bool = False,
     ):
         super().__init__()
         self.dilations = tuple(int(d) for d in dilations)
@@ -55,23 +59,27 @@ class GatedResidualStack(nn.Module):
             )
         self.residual_channels, self.skip_channels, self.cond_channels = residual_channels, skip_channels, cond_channels
         self.causal, self.rho, self.step_in_residual = causal, rho, step_in_residual
+        self.cond_per_layer = cond_per_layer
         self.layers = nn.ModuleList(
             GatedResidualLayer(residual_channels, gate_channels // 2, skip_channels, cond_channels, kernel_size)
             for _ in self.dilations
         )
         self._plans = {}
 
-    def forward(self, x: Tensor, cond: Tensor | None = None, step: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, cond: Tensor | Sequence[Tensor] | None = None, step: Tensor | None = None
+    ) -> Tensor:
         self._check(x, cond, step)
         y = 0.0
         for l, (layer, dilation) in enumerate(zip(self.layers, self.dilations)):
+            c = None if layer.cond is None else cond[l] if self.cond_per_layer else cond
             x, s = gated_residual(
                 x,
                 layer.conv.weight,
                 layer.conv.bias,
                 layer.out.weight[:, :, 0],
                 layer.out.bias,
-                None if layer.cond is None else F.linear(cond, layer.cond.weight[:, :, 0]),
+                None if c is None else F.linear(c, layer.cond.weight[:, :, 0]),
                 None if step is None else step[:, l],
                 dilation=dilation,
                 causal=self.causal,
@@ -81,13 +89,18 @@ class GatedResidualStack(nn.Module):
             y = y + s
         return y if self.skip_channels else x
 
-    def _check(self, x: Tensor, cond: Tensor | None, step: Tensor | None) -> None:
+    def _check(self, x: Tensor, cond: Tensor | Sequence[Tensor] | None, step: Tensor | None) -> None:
         B, T = x.shape[:2]
         if (cond is None) != (self.cond_channels == 0):
             has = "has no conditioning" if self.cond_channels == 0 else "is conditioned: cond is missing"
             raise ShapeError(f"this stack {has}")
-        if cond is not None and tuple(cond.shape) != (B, T, self.cond_channels):
-            raise ShapeError(f"cond is {tuple(cond.shape)}, expected {(B, T, self.cond_channels)}")
+        if cond is not None and (isinstance(cond, Tensor) or not self.cond_per_layer):
+            each = B, T, self.cond_channels
+            expected = (len(self.dilations), *each) if self.cond_per_layer else each
+            if tuple(cond.shape) != expected:
+                raise ShapeError(f"cond is {tuple(cond.shape)}, expected {expected}")
+        elif cond is not None and len(cond) != len(self.dilations):
+            raise ShapeError(f"cond has {len(cond)} tensors, expected one for each of {len(self.dilations)} layers")
         expected = B, len(self.dilations), self.residual_channels
         if step is not None and tuple(step.shape) != expected:
             raise ShapeError(f"step is {tuple(step.shape)}, expected (B, layers, residual_channels) = {expected}")
@@ -107,6 +120,7 @@ class GatedResidualStack(nn.Module):
             causal=self.causal,
             rho=self.rho,
             step_in_residual=self.step_in_residual,
+            cond_per_layer=self.cond_per_layer,
         )
 
     def plan(self, precision: str = "fp32", threads: int | None = None):
@@ -124,7 +138,7 @@ class GatedResidualStack(nn.Module):
     def infer(
         self,
         x: Tensor,
-        cond: Tensor | None = None,
+        cond: Tensor | Sequence[Tensor] | None = None,
         step: Tensor | None = None,
         *,
         precision: str = "fp32",

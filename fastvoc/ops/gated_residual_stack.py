@@ -4,9 +4,13 @@
 
     x (B, T, R)   c (B, T, C)   step (B, L, R)   ->   y (B, T, S); for a stack without skips (S = 0) the last x (B, T, R)
 
+With cond_per_layer every layer has a conditioning of its own: c is (L, B, T, C), or any sequence of L tensors (B, T, C),
+such as one that makes them when asked.
+
 The layer is defined in ops/gated_residual.py.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,6 +37,7 @@ class StackWeights:
     causal: bool = False
     rho: float = 1.0
     step_in_residual: bool = False
+    cond_per_layer: bool = False
 
     @property
     def n_skip(self) -> int:
@@ -50,10 +55,10 @@ class ReferencePlan:
         self.weights, self.precision = weights, precision
 
     @torch.no_grad()
-    def run(self, x: Tensor, cond: Tensor | None = None, step: Tensor | None = None) -> Tensor:
+    def run(self, x: Tensor, cond: Tensor | Sequence[Tensor] | None = None, step: Tensor | None = None) -> Tensor:
         w, y = self.weights, 0.0
         for l, dilation in enumerate(w.dilations):
-            c = None if cond is None else F.linear(cond, w.w_cond[l])
+            c = None if cond is None else F.linear(cond[l] if w.cond_per_layer else cond, w.w_cond[l])
             e = None if step is None else step[:, l]
             layer = w.w_in[l], w.b_in[l], w.w_out[l], w.b_out[l]
             x, s, _ = gated_residual_reference(x, *layer, c, e, dilation, w.causal, w.rho, w.step_in_residual)
