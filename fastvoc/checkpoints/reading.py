@@ -1,61 +1,208 @@
 """torch.save files, zip and the older stream container, as plain data. Nothing in a file is ever run.
 
-torch.load(weights_only=True) does the reading; here are the limits that it lacks, and words for what it refuses.
+    zip     NAME/data.pkl, and NAME/data/KEY for every storage (torch 1.6 and later)
+    stream  five pickles: magic number, protocol, system, the object, the storages' keys; then per storage its length
+            in numbers (int64) and the numbers
+
+The object is read by unpickle.py on plain data. Module objects that were pickled whole become `PickledModule`s.
 """
 
+import errno
+import io
 import logging
-import pickletools
-import re
-import warnings
+import math
+import stat
 import zipfile
+from pathlib import PurePosixPath
 
 import torch
 from torch import Tensor
 
+from fastvoc.checkpoints.unpickle import CONSTRUCTORS, Name, unpickle
 from fastvoc.errors import (
-    CheckpointError,
     CorruptCheckpointError,
+    FastvocError,
     IncompatibleCheckpointError,
     ResourceLimitError,
-    UnsafeCheckpointError,
 )
 
 MAX_BYTES = 4 << 30
 MAX_RATIO = 20  # of what a file unpacks to, to its size; torch itself never compresses
 SMALL = 4 << 20  # too little for the ratio to matter
-MAX_ENTRIES = 100_000
+MAX_ENTRIES = 100_000  # of a zip, and tensors of a file
 AGAIN = "Copy or download it again."
+MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 
-# Public checkpoints that are pickled module objects; their readers are still to come
-PICKLED_MODULES = {
-    "wavenet": "nv-wavenet's training checkpoint. Export it with nv-wavenet's export_weights and load that file.",
-    "glow": "NVIDIA's WaveGlow.",
-    "glow_old": "NVIDIA's WaveGlow of 2018.",
-}
+STORAGES = {
+    "Double": torch.float64, "Float": torch.float32, "Half": torch.float16, "BFloat16": torch.bfloat16,
+    "Long": torch.int64, "Int": torch.int32, "Short": torch.int16, "Char": torch.int8, "Byte": torch.uint8,
+    "Bool": torch.bool, "ComplexFloat": torch.complex64, "ComplexDouble": torch.complex128,
+}  # fmt: skip
+STORAGE_TYPES = {f"torch.{cuda}{kind}Storage": d for kind, d in STORAGES.items() for cuda in ("", "cuda.")}
+STORAGE_TYPES |= {"torch.storage.UntypedStorage": torch.uint8}
 
 logger = logging.getLogger("fastvoc")
 
 
 def read_file(path):
-    """What torch.save wrote, on the CPU: containers, numbers, strings and tensors.
+    """What torch.save wrote, on the CPU: containers, numbers, strings, tensors and PickledModules.
 
     Raises CorruptCheckpointError, UnsafeCheckpointError, IncompatibleCheckpointError, ResourceLimitError, OSError.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(512)
-    _check_head(head, size, path)
-    is_zip = head.startswith(b"PK\x03\x04")
-    if is_zip:
-        _check_zip(path, size)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what torch thinks of a pickle's version is no news to a user
-            contents = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as fault:  # on a damaged file torch's reader raises nearly anything
-        raise _explained(fault, path, size, is_zip) from None
-    _check_tensors(contents, path, size)
+        _check_head(head, size, path)
+        try:
+            if not head.startswith(b"PK\x03\x04"):
+                file.seek(0)
+                return _read_stream(file, size, path)
+            with zipfile.ZipFile(file) as archive:
+                return _read_zip(archive, _check_zip(archive, size, path), size, path)
+        except FastvocError:
+            raise
+        except zipfile.BadZipFile as fault:
+            raise CorruptCheckpointError(
+                f"{path} is cut off or damaged ({size} bytes): {fault}.",
+                hint="Compare its size with the original's, and copy or download it again.",
+            ) from None
+        except Exception as fault:  # on a damaged file nearly anything can go wrong, and any of it means the same
+            if isinstance(fault, OSError) and fault.errno not in (None, errno.EINVAL):  # EINVAL: an offset that lies
+                raise
+            reason = str(fault).partition("\n")[0][:200] or type(fault).__name__
+            raise CorruptCheckpointError(
+                f"{path} ({size} bytes) is damaged or no checkpoint: {reason}.", hint=AGAIN
+            ) from None
+
+
+def _read_zip(archive: zipfile.ZipFile, folder: str, size: int, path):
+    if f"{folder}/byteorder" in archive.namelist() and archive.read(f"{folder}/byteorder") != b"little":
+        raise IncompatibleCheckpointError(f"{path} was written by a big-endian machine")
+    storages = {}
+
+    def storage(identifier):
+        kind, dtype, key, _, numel = identifier
+        if kind != "storage" or type(key) is not str:
+            raise ValueError("a persistent id that is no storage")
+        if key not in storages:
+            dtype = _storage_type(dtype)
+            data = bytearray(archive.read(f"{folder}/data/{key}"))
+            if numel * dtype.itemsize > len(data):
+                raise ValueError(f"storage {key} claims {numel} numbers and has {len(data)} bytes")
+            values = torch.empty(0, dtype=dtype) if not numel else torch.frombuffer(data, dtype=dtype, count=numel)
+            storages[key] = values
+        return storages[key]
+
+    return unpickle(io.BytesIO(archive.read(f"{folder}/data.pkl")), path, _constructors(size, path), storage)
+
+
+def _read_stream(file, size: int, path):
+    if unpickle(file, path, {}) != MAGIC:
+        raise ValueError("it does not start as torch.save's files do")
+    if unpickle(file, path, {}) != PROTOCOL or unpickle(file, path, {}).get("little_endian") is not True:
+        raise IncompatibleCheckpointError(f"{path} was written by an unknown protocol or a big-endian machine")
+    storages, claimed = {}, 0
+
+    def storage(identifier):
+        nonlocal claimed
+        if identifier[0] == "module":  # ("module", class, its file's name, its source): the class alone counts
+            return identifier[1]
+        kind, dtype, key, _, numel, view = identifier
+        if kind != "storage":
+            raise ValueError("a persistent id that is no storage")
+        if key not in storages:
+            dtype = _storage_type(dtype)
+            claimed += numel * dtype.itemsize
+            if numel < 0 or claimed > size:
+                raise ValueError(f"its storages claim {claimed} bytes or more")
+            storages[key] = torch.empty(numel, dtype=dtype)
+        if view is None:
+            return storages[key]
+        _, offset, length = view
+        return _view(storages[key], offset, (length,), (1,))
+
+    contents = unpickle(file, path, _constructors(size, path), storage)
+    for key in unpickle(file, path, {}):
+        if key not in storages:
+            raise ValueError(f"a storage {key!r} that nothing uses")
+        values = storages.pop(key)
+        length = int.from_bytes(_exactly(file, 8), "little", signed=True)
+        if length != values.numel():
+            raise ValueError(f"storage {key} claims {values.numel()} numbers, its data {length}")
+        if length:
+            values.untyped_storage().copy_(
+                torch.frombuffer(bytearray(_exactly(file, values.nbytes)), dtype=torch.uint8).untyped_storage()
+            )
+    if storages:
+        raise ValueError(f"{len(storages)} storages are missing")
     return contents
+
+
+def _exactly(file, n: int) -> bytes:
+    data = file.read(n)
+    if len(data) != n:
+        raise ValueError(f"it ends {n - len(data)} bytes too early")
+    return data
+
+
+def _storage_type(name) -> torch.dtype:
+    if not isinstance(name, Name) or name.name not in STORAGE_TYPES:
+        raise ValueError("a storage of an unknown type")
+    return STORAGE_TYPES[name.name]
+
+
+def _constructors(size: int, path) -> dict:
+    """What torch's pickles call. Tensors are views into storages, and may claim any size: what all claim is added up."""
+    total = n_tensors = 0
+
+    def tensor(storage, offset, shape, strides, *_) -> Tensor:
+        nonlocal total, n_tensors
+        view = _view(storage, offset, shape, strides)
+        total, n_tensors = total + view.numel() * view.element_size(), n_tensors + 1
+        if n_tensors > MAX_ENTRIES:
+            raise ResourceLimitError(f"{path} holds more than {MAX_ENTRIES} tensors")
+        _check_expansion(total, size, path)
+        return view
+
+    def untyped_tensor(storage, offset, shape, strides, requires_grad, hooks, dtype, *_) -> Tensor:
+        return tensor(storage.view(dtype), offset, shape, strides)
+
+    def of_type(function, _, arguments, *__):
+        if not isinstance(function, Name):
+            raise ValueError("a tensor made by no function")
+        return constructors[function.name](*arguments)
+
+    def parameter(data, *_) -> Tensor:
+        if not isinstance(data, Tensor):
+            raise ValueError("a parameter that is no tensor")
+        return data
+
+    def unused(*_):
+        raise ValueError("a call of a storage's class")
+
+    constructors = {
+        **CONSTRUCTORS,
+        "torch._utils._rebuild_tensor": tensor,
+        "torch._utils._rebuild_tensor_v2": tensor,
+        "torch._utils._rebuild_tensor_v3": untyped_tensor,
+        "torch._utils._rebuild_parameter": parameter,
+        "torch._utils._rebuild_parameter_with_state": parameter,
+        "torch._tensor._rebuild_from_type_v2": of_type,
+        **dict.fromkeys([*STORAGE_TYPES, "torch.Tensor", "torch.nn.parameter.Parameter"], unused),
+    }
+    return constructors
+
+
+def _view(storage, offset, shape, strides) -> Tensor:
+    """storage.as_strided, if every element of the view lies inside."""
+    numbers = [offset, *shape, *strides]
+    if not isinstance(storage, Tensor) or len(shape) != len(strides) or not all(type(n) is int for n in numbers):
+        raise ValueError("a tensor of no storage or with no sizes")
+    last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides))
+    inside = min(numbers) >= 0 and (0 in shape or last < storage.numel()) and offset <= storage.numel()
+    if not inside or math.prod(shape) >= 1 << 62 or len(shape) > 64:
+        raise ValueError(f"a tensor {tuple(shape)} with strides {tuple(strides)} at {offset} of {storage.numel()} numbers")
+    return storage.as_strided(tuple(shape), tuple(strides), offset)
 
 
 def float_tensors(values, path) -> dict[str, Tensor]:
@@ -84,23 +231,22 @@ def _check_head(head: bytes, size: int, path) -> None:
         raise IncompatibleCheckpointError(f"{path} is a safetensors file.", hint="Load the folder that it lies in.")
 
 
-def _check_zip(path, size: int) -> None:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-    except (zipfile.BadZipFile, NotImplementedError, ValueError, UnicodeDecodeError):
-        raise CorruptCheckpointError(
-            f"{path} is cut off or damaged: it starts as a zip archive and has no end ({size} bytes).",
-            hint="Compare its size with the original's, and copy or download it again.",
-        ) from None
+def _check_zip(archive: zipfile.ZipFile, size: int, path) -> str:
+    """The folder inside that torch.save wrote into."""
+    entries = archive.infolist()
     if len(entries) > MAX_ENTRIES:
         raise ResourceLimitError(f"{path} has {len(entries)} entries; at most {MAX_ENTRIES} are read")
     _check_expansion(sum(e.file_size for e in entries), size, path)
+    for entry in entries:  # nothing is ever unpacked to disk, and an honest file has no such names
+        if ".." in PurePosixPath(entry.filename).parts or stat.S_ISLNK(entry.external_attr >> 16):
+            raise CorruptCheckpointError(f"{path} holds the entry {entry.filename!r}, which points out of the archive")
     names = [e.filename for e in entries]
     if any(name.endswith("/constants.pkl") for name in names):
         raise IncompatibleCheckpointError(f"{path} is a TorchScript archive.", hint="Save its state_dict.")
-    if not any(name.endswith("/data.pkl") for name in names):
+    data = [name for name in names if name.endswith("/data.pkl") and name.count("/") == 1]
+    if len(data) != 1:
         raise IncompatibleCheckpointError(f"{path} is a zip archive, but none of torch.save")
+    return data[0].removesuffix("/data.pkl")
 
 
 def _check_expansion(unpacked: int, size: int, path) -> None:
@@ -109,68 +255,3 @@ def _check_expansion(unpacked: int, size: int, path) -> None:
             f"{path} ({size} bytes) would unpack to {unpacked} bytes; the limits are {MAX_BYTES} bytes "
             f"and {MAX_RATIO} times the file"
         )
-
-
-def _check_tensors(contents, path, size: int) -> None:
-    """A view of one number can claim any size; whoever copies it pays."""
-    pending, seen, total = [contents], set(), 0
-    while pending:
-        value = pending.pop()
-        if id(value) in seen:
-            continue
-        seen.add(id(value))
-        if isinstance(value, Tensor):
-            total += value.numel() * value.element_size()
-        elif isinstance(value, dict):
-            pending += value.values()
-        elif isinstance(value, list | tuple):
-            pending += value
-    _check_expansion(total, size, path)
-
-
-def _explained(fault: Exception, path, size: int, is_zip: bool) -> CheckpointError:
-    reason = str(fault)
-    named = re.search(r"GLOBAL ([\w.]*\.\w+)", reason)
-    name = named[1] if named else _first_foreign_global(path, is_zip)
-    if name is None:
-        # torch's advice to load the file without checks is not ours
-        reason = reason.split("WeightsUnpickler error:")[-1].strip().split("\n")[0].strip() or type(fault).__name__
-        return CorruptCheckpointError(f"{path} ({size} bytes) is damaged or no checkpoint: {reason[:200]}.", hint=AGAIN)
-    if name.split(".")[0] in PICKLED_MODULES:
-        return IncompatibleCheckpointError(
-            f"{path} is a pickled module object ({name}); this layout is not supported yet.",
-            hint=f"It seems to be {PICKLED_MODULES[name.split('.')[0]]}",
-        )
-    return UnsafeCheckpointError(
-        f"{path} holds more than tensors: it asks for {name}, which could run code. Nothing was run.",
-        hint="Ask its author for a state_dict.",
-    )
-
-
-def _first_foreign_global(path, is_zip: bool) -> str | None:
-    """The first name outside torch and collections that a pickle asks for, found by reading its instructions."""
-    try:
-        if is_zip:
-            with zipfile.ZipFile(path) as archive:
-                entry = next(n for n in archive.namelist() if n.endswith("/data.pkl"))
-                return _scan(archive.open(entry), 1)
-        with path.open("rb") as file:
-            return _scan(file, 5)  # the stream container is five pickles and then the numbers
-    except Exception:  # no pickle, or one that ends in the middle
-        return None
-
-
-def _scan(file, n_pickles: int) -> str | None:
-    for _ in range(n_pickles):
-        strings = ["", ""]
-        for operation, argument, _ in pickletools.genops(file):
-            name = None
-            if operation.name in ("GLOBAL", "INST"):
-                name = argument.replace(" ", ".")
-            elif operation.name == "STACK_GLOBAL":
-                name = ".".join(strings)
-            elif isinstance(argument, str):
-                strings = [strings[1], argument]
-            if name and name.split(".")[0] not in ("torch", "collections"):
-                return name
-    return None
