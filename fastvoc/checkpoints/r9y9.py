@@ -4,19 +4,19 @@
 
 Sizes are read from the weights; hparams.json adds what shapes cannot tell: stacks, the output distribution, the
 upsampler's activation, and the recording convention. It is looked for as <name>.json and as hparams.json in the folder.
-The mel statistics are taken from meanvar.npy (row 0 the means, row 1 the scales) where it lies beside; meanvar.joblib,
-a pickle, is not read. The layout of 2018 (upsample_conv.*, recursive skips) is another one.
+The mel statistics are taken from meanvar.npy or meanvar.joblib where one lies beside. The layout of 2018
+(upsample_conv.*, recursive skips) is another one.
 """
 
 import logging
 
-import numpy as np
 from torch import Tensor
 
 from fastvoc.audio.mel import MelConfig
 from fastvoc.checkpoints.reading import float_tensors
+from fastvoc.checkpoints.statistics import read_statistics
 from fastvoc.checkpoints.weight_norm import fold_weight_norm, strip_prefix
-from fastvoc.errors import CheckpointError, ConfigError, IncompatibleCheckpointError
+from fastvoc.errors import ConfigError, IncompatibleCheckpointError
 from fastvoc.models.preprocessing import Preprocessing
 from fastvoc.models.pretrained import config_from_dict, load_weights, read_json
 from fastvoc.models.wavenet import WaveNet, WaveNetConfig
@@ -154,16 +154,8 @@ def _compare(found: dict, hparams: dict, path, source) -> None:
 
 
 def _statistics(path, bands: int) -> dict:
-    file = path.parent / "meanvar.npy"
-    if not file.is_file():
-        if (path.parent / "meanvar.joblib").is_file():
-            logger.warning("%s: meanvar.joblib is not read; save its [mean_, scale_] as meanvar.npy", path)
-        return {}
-    try:
-        # Mapped: its header cannot ask for more memory than the file has
-        rows = np.load(file, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as fault:
-        raise CheckpointError(f"{file} is damaged or no .npy: {fault}") from None
-    if rows.shape != (2, bands) or rows.dtype.kind != "f":
-        raise CheckpointError(f"{file} holds {rows.dtype} {rows.shape}, expected floats (2, {bands}): means and scales")
-    return {"mean": tuple(rows[0].tolist()), "scale": tuple(rows[1].tolist())}
+    for name in ("meanvar.npy", "meanvar.joblib"):
+        if (path.parent / name).is_file():
+            mean, scale = read_statistics(path.parent / name, bands)
+            return {"mean": mean, "scale": scale}
+    return {}
