@@ -1,8 +1,7 @@
 """The WaveNet module: against the published implementations' numbers, its configuration, bad inputs, copies and files.
 
 tests/data/wavenet-r9y9-a: a checkpoint of r9y9/wavenet_vocoder @ a35fff7 and what that code computes from it;
-tests/data/nv-wavenet-a: an export of NVIDIA/nv-wavenet @ 03f6957 and what its CPU reference generates. NAME_noise in
-io.npz is (how far that code is from itself in float64, largest magnitude).
+tests/data/nv-wavenet-a: an export of NVIDIA/nv-wavenet @ 03f6957 and what its CPU reference generates.
 """
 
 import copy
@@ -32,6 +31,7 @@ from fastvoc.errors import (
 from fastvoc.models import Preprocessing, WaveNetConfig
 from fastvoc.models.wavenet_streams import generate
 from tests.devices import ISAS, running_on
+from tests.goldens import Golden
 
 DATA = Path(__file__).parent / "data"
 R9Y9, NV = DATA / "wavenet-r9y9-a", DATA / "nv-wavenet-a"
@@ -50,15 +50,9 @@ def one_torch_thread():
     torch.set_num_threads(before)
 
 
-def golden(folder):
-    with np.load(folder / "io.npz") as archive:
-        return {name: torch.from_numpy(archive[name]) for name in archive.files}
-
-
-def check(io, name, got):
-    want, (noise, largest) = io[name], io[name + "_noise"].tolist()
-    assert got.shape == want.shape and got.std() > 0
-    np.testing.assert_allclose(got.detach().numpy(), want.numpy(), rtol=0, atol=8 * noise + 1e-6 * largest)
+def check(golden, name, got):
+    assert got.std() > 0
+    golden.check(name, got)
 
 
 def small(seed=0, **changes):
@@ -68,12 +62,12 @@ def small(seed=0, **changes):
 
 @pytest.fixture(scope="module")
 def r9y9():
-    return fastvoc.load(R9Y9 / "checkpoint_step001000000_ema.pth"), golden(R9Y9)
+    return fastvoc.load(R9Y9 / "checkpoint_step001000000_ema.pth"), Golden(R9Y9.name)
 
 
 @pytest.fixture(scope="module")
 def nv():
-    return fastvoc.load(NV / "model.pt"), golden(NV)
+    return fastvoc.load(NV / "model.pt"), Golden(NV.name)
 
 
 # ---- r9y9/wavenet_vocoder --------------------------------------------------------------------------------------------
@@ -82,19 +76,19 @@ def nv():
 @torch.no_grad()
 def test_r9y9_forward(r9y9):
     model, io = r9y9
-    check(io, "fwd_logits", model(io["fwd_x"], io["fwd_c"]))
-    check(io, "upsampled_c", model.upsample_net(io["fwd_c"][:1])[:, ::16])
+    check(io, "fwd_logits", model(io.tensor("fwd_x"), io.tensor("fwd_c")))
+    check(io, "upsampled_c", model.upsample_net(io.tensor("fwd_c")[:1])[:, ::16])
 
 
 @pytest.mark.parametrize("isa", ISAS)
 def test_r9y9_step_by_step(r9y9, isa):
     """Upstream is fed test_inputs[t] at step t; here sample t - 1 is, and `initial` before the first."""
     model, io = r9y9
-    fed = io["inc_tf_inputs"][:, 0]
+    fed = io.tensor("inc_tf_inputs")[:, 0]
     with running_on(isa):
         got = [
             model.infer(c[None], forced=x[None].roll(-1, 1), initial=float(x[0]), padded=True)
-            for c, x in zip(io["inc_tf_c"], fed)
+            for c, x in zip(io.tensor("inc_tf_c"), fed)
         ]
     check(io, "inc_tf_raw", torch.cat(got))
 
@@ -102,9 +96,9 @@ def test_r9y9_step_by_step(r9y9, isa):
 @pytest.mark.parametrize("isa", ISAS)
 def test_r9y9_generation(r9y9, isa):
     model, io = r9y9
-    noise = torch.cat([io["gen_u_mixture"], io["gen_u_logistic"][..., None]], -1)
+    noise = torch.cat([io.tensor("gen_u_mixture"), io.tensor("gen_u_logistic")[..., None]], -1)
     with running_on(isa):
-        check(io, "gen_samples", model.infer(io["gen_c"], noise=noise, temperature=1.0, padded=True)[:, None])
+        check(io, "gen_samples", model.infer(io.tensor("gen_c"), noise=noise, temperature=1.0, padded=True)[:, None])
 
 
 @torch.no_grad()
@@ -113,7 +107,7 @@ def test_r9y9_comparison_notices_one_weight(r9y9):
     wrong = copy.deepcopy(model)
     wrong.conv_layers[2].conv.weight[3, 4, 1] += 0.01
     with pytest.raises(AssertionError):
-        check(io, "fwd_logits", wrong(io["fwd_x"], io["fwd_c"]))
+        check(io, "fwd_logits", wrong(io.tensor("fwd_x"), io.tensor("fwd_c")))
 
 
 def test_r9y9_parameter_names(r9y9):
@@ -129,7 +123,7 @@ def test_r9y9_parameter_names(r9y9):
 
 
 def layer_conditioning(io):
-    return io["cond_input"].permute(1, 2, 0, 3)
+    return io.tensor("cond_input").permute(1, 2, 0, 3)
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -138,18 +132,18 @@ def test_nv_wavenet_generation(nv, isa):
     model, io = nv
     with running_on(isa):
         wave = model.infer(
-            layer_conditioning=layer_conditioning(io), noise=io["ar_selectors"][..., None], initial=128, temperature=1.0
+            layer_conditioning=layer_conditioning(io), noise=io.tensor("ar_selectors")[..., None], initial=128, temperature=1.0
         )
-    decoded = fastvoc.audio.mulaw.mulaw_decode(io["ar_class"].long(), 256)
+    decoded = fastvoc.audio.mulaw.mulaw_decode(io.tensor("ar_class").long(), 256)
     assert torch.equal(wave, decoded) and len(wave.unique()) > 50
-    assert torch.allclose(wave, io["ar_wave"], atol=1e-6)
+    assert torch.allclose(wave, io.tensor("ar_wave"), atol=1e-6)
 
 
 def test_nv_wavenet_probabilities(nv):
     model, io = nv
-    logits = model.infer(layer_conditioning=layer_conditioning(io), forced=io["ar_class"].long(), initial=128)
+    logits = model.infer(layer_conditioning=layer_conditioning(io), forced=io.tensor("ar_class").long(), initial=128)
     assert logits.shape == (2, 256, 160)
-    check(io, "ar_prob", logits.softmax(1)[:, :, io["ar_prob_steps"]].permute(2, 0, 1))
+    check(io, "ar_prob", logits.softmax(1)[:, :, io.tensor("ar_prob_steps")].permute(2, 0, 1))
 
 
 # ---- configuration ---------------------------------------------------------------------------------------------------
