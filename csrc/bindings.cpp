@@ -43,14 +43,14 @@ std::string widest_isa() {
   return best;
 }
 
-// f(first, last) over [0, n) on the set number of threads, in pieces of at least `grain`.
+// f(first, last) over [0, n) on the set number of threads, in pieces of at least `grain` that begin at multiples of `align`.
 template <class F>
-void parallel_ranges(std::int64_t n, std::int64_t grain, F f) {
-  struct Context { F& f; std::int64_t n; int team; } context{f, n, 1};
+void parallel_ranges(std::int64_t n, std::int64_t grain, F f, std::int64_t align = 16) {
+  struct Context { F& f; std::int64_t n, align; int team; } context{f, n, align, 1};
   context.team = int(std::max<std::int64_t>(1, std::min<std::int64_t>(threads, n / grain)));
   fv::run_team(context.team, [](void* p, int i) {
     const Context& c = *static_cast<Context*>(p);
-    const std::int64_t piece = ((c.n + c.team - 1) / c.team + 15) / 16 * 16;
+    const std::int64_t piece = ((c.n + c.team - 1) / c.team + c.align - 1) / c.align * c.align;
     const std::int64_t first = std::min(c.n, piece * i), last = std::min(c.n, first + piece);
     if (first < last) c.f(first, last);
   }, &context);
@@ -69,6 +69,78 @@ void gated_activation_backward(Address dy, Address a, Address b, Address da, Add
     kernels().gated_activation_backward((const float*)dy + i, (const float*)a + i, (const float*)b + i, (float*)da + i,
                                         (float*)db + i, end - i);
   });
+}
+
+// f(item, chunk, first, last) for every chunk of every item's n values. Chunks do not depend on the number of threads, so
+// neither does what is summed over them.
+constexpr std::int64_t kChunk = 4096;
+
+std::int64_t chunks_of(std::int64_t n) { return (n + kChunk - 1) / kChunk; }
+
+template <class F>
+void parallel_chunks(std::int64_t n_items, std::int64_t n, std::int64_t grain, F f) {
+  const std::int64_t each = chunks_of(n);
+  parallel_ranges(n_items * each, grain, [&](std::int64_t i, std::int64_t end) {
+    for (; i < end; ++i) f(i / each, i, i % each * kChunk, std::min(n, (i % each + 1) * kChunk));
+  }, 1);
+}
+
+// Items lie `stride` values apart in what is read, and next to each other in what is written.
+void affine_coupling(Address x, std::int64_t x_stride, Address log_s, std::int64_t s_stride, Address t, std::int64_t t_stride,
+                     Address y, Address sums, std::int64_t n_items, std::int64_t n) {
+  std::vector<double> parts(n_items * chunks_of(n));
+  parallel_chunks(n_items, n, kGrain / kChunk, [&](std::int64_t b, std::int64_t chunk, std::int64_t i, std::int64_t end) {
+    parts[chunk] = kernels().affine_coupling((const float*)x + b * x_stride + i, (const float*)log_s + b * s_stride + i,
+                                             (const float*)t + b * t_stride + i, (float*)y + b * n + i, end - i);
+  });
+  for (std::int64_t b = 0; b < n_items; ++b) {
+    double sum = 0;
+    for (std::int64_t c = 0; c < chunks_of(n); ++c) sum += parts[b * chunks_of(n) + c];
+    ((float*)sums)[b] = float(sum);
+  }
+}
+
+void affine_coupling_inverse(Address y, std::int64_t y_stride, Address log_s, std::int64_t s_stride, Address t,
+                             std::int64_t t_stride, Address x, std::int64_t n_items, std::int64_t n) {
+  parallel_chunks(n_items, n, kGrain / kChunk, [=](std::int64_t b, std::int64_t, std::int64_t i, std::int64_t end) {
+    kernels().affine_coupling_inverse((const float*)y + b * y_stride + i, (const float*)log_s + b * s_stride + i,
+                                      (const float*)t + b * t_stride + i, (float*)x + b * n + i, end - i);
+  });
+}
+
+void affine_coupling_backward(Address dy, std::int64_t dy_stride, Address dsum, Address x, std::int64_t x_stride,
+                              Address log_s, std::int64_t s_stride, Address dx, Address dlog_s, std::int64_t n_items,
+                              std::int64_t n) {
+  parallel_chunks(n_items, n, kGrain / kChunk, [=](std::int64_t b, std::int64_t, std::int64_t i, std::int64_t end) {
+    kernels().affine_coupling_backward((const float*)dy + b * dy_stride + i, ((const float*)dsum)[b],
+                                       (const float*)x + b * x_stride + i, (const float*)log_s + b * s_stride + i,
+                                       (float*)dx + b * n + i, (float*)dlog_s + b * n + i, end - i);
+  });
+}
+
+std::int64_t chunks_worth_a_thread(int C) { return std::max<std::int64_t>(1, kGrain / (kChunk * C)); }
+
+void invertible_conv1x1(Address w, Address x, Address y, std::int64_t n_items, int C, std::int64_t T) {
+  parallel_chunks(n_items, T, chunks_worth_a_thread(C), [=](std::int64_t b, std::int64_t, std::int64_t i, std::int64_t end) {
+    kernels().invertible_conv1x1((const float*)w, (const float*)x + b * C * T, (float*)y + b * C * T, C, T, i, end);
+  });
+}
+
+void invertible_conv1x1_backward(Address w, Address dy, Address x, Address dx, Address dw, std::int64_t n_items, int C,
+                                 std::int64_t T) {
+  std::vector<float> transposed(C * C);
+  for (int i = 0; i < C; ++i)
+    for (int j = 0; j < C; ++j) transposed[j * C + i] = ((const float*)w)[i * C + j];
+  std::vector<double> parts(n_items * chunks_of(T) * C * C);
+  parallel_chunks(n_items, T, chunks_worth_a_thread(C), [&](std::int64_t b, std::int64_t chunk, std::int64_t i, std::int64_t end) {
+    kernels().invertible_conv1x1_backward(transposed.data(), (const float*)dy + b * C * T, (const float*)x + b * C * T,
+                                          (float*)dx + b * C * T, parts.data() + chunk * C * C, C, T, i, end);
+  });
+  for (int k = 0; k < C * C; ++k) {
+    double sum = 0;
+    for (std::int64_t chunk = 0; chunk < n_items * chunks_of(T); ++chunk) sum += parts[chunk * C * C + k];
+    ((float*)dw)[k] = float(sum);
+  }
 }
 
 void upsample_fir(Address in, Address weight, Address out, std::int64_t n_frames, std::int64_t first_in,
@@ -194,8 +266,13 @@ PYBIND11_MODULE(_C, m) {
   m.def("set_num_threads", [](int n) { threads = n; });
   m.def("get_num_threads", [] { return threads.load(); });
 
+  m.def("affine_coupling_cpu", affine_coupling, nogil());
+  m.def("affine_coupling_inverse_cpu", affine_coupling_inverse, nogil());
+  m.def("affine_coupling_backward_cpu", affine_coupling_backward, nogil());
   m.def("gated_activation_cpu", gated_activation, nogil());
   m.def("gated_activation_backward_cpu", gated_activation_backward, nogil());
+  m.def("invertible_conv1x1_cpu", invertible_conv1x1, nogil());
+  m.def("invertible_conv1x1_backward_cpu", invertible_conv1x1_backward, nogil());
   m.def("upsample_fir_cpu", upsample_fir, nogil());
   m.def("upsample_mix_cpu", upsample_mix, nogil());
   m.def("elementary_cpu", [](int function, Address x, Address y, std::int64_t n) {

@@ -10,8 +10,16 @@ class Barrier;
 
 struct CpuKernels {
   const char* name;
+  double (*affine_coupling)(const float* x, const float* log_s, const float* t, float* y, std::int64_t n);  // -> Σ log_s
+  void (*affine_coupling_inverse)(const float* y, const float* log_s, const float* t, float* x, std::int64_t n);
+  void (*affine_coupling_backward)(const float* dy, float dsum, const float* x, const float* log_s, float* dx,
+                                   float* dlog_s, std::int64_t n);
   void (*gated_activation)(const float* a, const float* b, float* y, std::int64_t n);
   void (*gated_activation_backward)(const float* dy, const float* a, const float* b, float* da, float* db, std::int64_t n);
+  void (*invertible_conv1x1)(const float* w, const float* x, float* y, int C, std::int64_t T, std::int64_t first,
+                             std::int64_t last);
+  void (*invertible_conv1x1_backward)(const float* w, const float* dy, const float* x, float* dx, double* dw, int C,
+                                      std::int64_t T, std::int64_t first, std::int64_t last);
   void (*upsample_fir)(const float* in, const float* weight, float* out, std::int64_t n_frames, std::int64_t first_in,
                        std::int64_t first_out, std::int64_t n_out, int C, int scale, int n_taps, int freq_taps, int first,
                        float bias, float slope, int edge);

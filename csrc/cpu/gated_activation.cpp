@@ -3,29 +3,9 @@
 //   a, b, y, dy, da, db   n float32 each, contiguous
 //
 // Out of cache it is bound by memory (12 bytes in and out per value), in cache by two exponentials and a division.
-#include "cpu/simd.h"
+#include "cpu/elementwise.h"
 
 namespace fastvoc::FASTVOC_ISA {
-namespace {
-
-// Calls f on whole vectors; the tail, shorter than one, goes through a padded copy.
-template <int kInputs, int kOutputs, class F>
-inline void elementwise(const float* const (&in)[kInputs], float* const (&out)[kOutputs], std::int64_t n, F f) {
-  std::int64_t i = 0;
-  vfloat x[kInputs], y[kOutputs];
-  for (; i + kLanes <= n; i += kLanes) {
-    for (int j = 0; j < kInputs; ++j) x[j] = load(in[j] + i);
-    f(x, y);
-    for (int j = 0; j < kOutputs; ++j) store(out[j] + i, y[j]);
-  }
-  if (i == n) return;
-  const std::size_t rest = (n - i) * sizeof(float);
-  for (int j = 0; j < kInputs; ++j) x[j] = vfloat{}, std::memcpy(&x[j], in[j] + i, rest);
-  f(x, y);
-  for (int j = 0; j < kOutputs; ++j) std::memcpy(out[j] + i, &y[j], rest);
-}
-
-}  // namespace
 
 void gated_activation(const float* a, const float* b, float* y, std::int64_t n) {
   elementwise<2, 1>({a, b}, {y}, n, [](const vfloat* x, vfloat* out) { out[0] = gate(x[0], x[1]); });

@@ -5,8 +5,14 @@
 
 namespace fastvoc::FASTVOC_ISA {
 
+double affine_coupling(const float*, const float*, const float*, float*, std::int64_t);
+void affine_coupling_inverse(const float*, const float*, const float*, float*, std::int64_t);
+void affine_coupling_backward(const float*, float, const float*, const float*, float*, float*, std::int64_t);
 void gated_activation(const float*, const float*, float*, std::int64_t);
 void gated_activation_backward(const float*, const float*, const float*, float*, float*, std::int64_t);
+void invertible_conv1x1(const float*, const float*, float*, int, std::int64_t, std::int64_t, std::int64_t);
+void invertible_conv1x1_backward(const float*, const float*, const float*, float*, double*, int, std::int64_t, std::int64_t,
+                                 std::int64_t);
 void upsample_fir(const float*, const float*, float*, std::int64_t, std::int64_t, std::int64_t, std::int64_t, int, int, int,
                   int, int, float, float, int);
 void upsample_mix(const float*, const float*, const float*, float*, std::int64_t, std::int64_t, std::int64_t, std::int64_t,
@@ -30,7 +36,8 @@ void elementary(int function, const float* x, float* y, std::int64_t n) {
 
 extern const CpuKernels kKernels;
 const CpuKernels kKernels = {
-    FASTVOC_NAME_OF(FASTVOC_ISA), gated_activation, gated_activation_backward, upsample_fir, upsample_mix,
+    FASTVOC_NAME_OF(FASTVOC_ISA), affine_coupling, affine_coupling_inverse, affine_coupling_backward,
+    gated_activation, gated_activation_backward, invertible_conv1x1, invertible_conv1x1_backward, upsample_fir, upsample_mix,
     wavenet_workspace, wavenet_generate, elementary,
 };
 
