@@ -46,8 +46,7 @@ setup(
     packages=find_packages(include=["fastvoc", "fastvoc.*"]),
     package_data={
         "fastvoc": ["py.typed"],
-        "fastvoc.demo": ["*.wav", "text/*.txt", "*/*"],
-        "fastvoc.report": ["*.html"],
+        "fastvoc.demo": ["*.wav", "text/*.txt", "wavenet/*"],
         "fastvoc.training": ["recipes/*.json"],
     },
     ext_modules=[Extension("fastvoc._C", sources=[])],

@@ -52,9 +52,10 @@ try:
 except ValueError:
     raise ConfigError(f"FASTVOC_NUM_THREADS: got {os.environ['FASTVOC_NUM_THREADS']!r}, expected 1…1024") from None
 
-from fastvoc.models import WaveNet, load  # noqa: E402  (the models need the settings above)
+from fastvoc.models import DiffWave, WaveNet, load  # noqa: E402  (the models need the settings above)
 
 __all__ = [
+    "DiffWave",
     "WaveNet",
     "__version__",
     "backend",

@@ -7,11 +7,11 @@ returns the model. contents is what `read_file` made of the file: containers, nu
 import inspect
 from pathlib import Path
 
-from fastvoc.checkpoints import nv_wavenet, r9y9
+from fastvoc.checkpoints import diffwave_lmnt, diffwave_philsyn, nv_wavenet, r9y9
 from fastvoc.checkpoints.reading import read_file
 from fastvoc.errors import ConfigError, IncompatibleCheckpointError
 
-READERS = [r9y9, nv_wavenet]
+READERS = [r9y9, nv_wavenet, diffwave_lmnt, diffwave_philsyn]
 
 __all__ = ["READERS", "load_checkpoint", "read_file"]
 

@@ -3,6 +3,7 @@
 from fastvoc.layers.causal_conv1d import CausalConv1d
 from fastvoc.layers.gated_activation import GatedActivation
 from fastvoc.layers.gated_residual_stack import GatedResidualStack
+from fastvoc.layers.residual_block import ResidualBlock, SpectrogramUpsampler
 from fastvoc.layers.upsample import (
     ConvInUpsampleNetwork,
     ConvTranspose1dUpsampleNetwork,
@@ -18,6 +19,8 @@ __all__ = [
     "ConvTranspose2dUpsampleNetwork",
     "GatedActivation",
     "GatedResidualStack",
+    "ResidualBlock",
+    "SpectrogramUpsampler",
     "Stretch2d",
     "UpsampleNetwork",
 ]

@@ -130,8 +130,8 @@ class ConvInUpsampleNetwork(nn.Module):
 class ConvTranspose2dUpsampleNetwork(nn.Module):
     """Transposed convolutions over (frequency, time), shared by all mel bands.
 
-    r9y9 2018: kernel (3, s), padding (1, 0), ReLU after each. ClariNet and lmnt's DiffWave: kernel (3, 2s),
-    padding (1, s/2), LeakyReLU 0.4. The keys are those of a Sequential: up_layers.{0, 2, …}.
+    r9y9 2018: kernel (3, s), padding (1, 0), ReLU after each. ClariNet and both DiffWaves: kernel (3, 2s),
+    padding (1, ⌊s/2⌋), LeakyReLU 0.4; for odd s the result is cut. The keys are those of a Sequential: up_layers.{0, 2, …}.
     """
 
     def __init__(self, upsample_scales, kernel_factor=2, freq_axis_kernel_size=3, negative_slope=0.4, cin_channels=80):
@@ -140,10 +140,6 @@ class ConvTranspose2dUpsampleNetwork(nn.Module):
         self.scale, self.context, self.is_linear_in_time = math.prod(self.scales), 0, False
         self.up_layers = nn.Sequential()
         for scale in self.scales:
-            if (kernel_factor - 1) * scale % 2:
-                raise ConfigError(
-                    f"upsample_scales: got {scale} with kernel_factor {kernel_factor}; the padding is no integer"
-                )
             kernel = (freq_axis_kernel_size, kernel_factor * scale)
             padding = ((freq_axis_kernel_size - 1) // 2, (kernel_factor - 1) * scale // 2)
             conv = nn.ConvTranspose2d(1, 1, kernel, stride=(1, scale), padding=padding)
@@ -153,9 +149,12 @@ class ConvTranspose2dUpsampleNetwork(nn.Module):
             self.up_layers += nn.Sequential(conv, nn.LeakyReLU(negative_slope) if negative_slope else nn.ReLU())
 
     def forward(self, c: Tensor) -> Tensor:
-        return self.up_layers(c.unsqueeze(1)).squeeze(1)
+        return self.up_layers(c.unsqueeze(1)).squeeze(1)[:, :, : c.shape[2] * self.scale]
 
     def stages(self) -> list:
+        for conv in self.up_layers[::2]:
+            if conv.kernel_size[1] - 2 * conv.padding[1] != conv.stride[1]:
+                raise ConfigError(f"upsample_scales: generation needs even scales here, got {conv.stride[1]}")
         return [
             Fir.transposed(
                 conv.weight.detach()[0, 0], conv.bias.detach(), conv.stride[1], conv.padding[1], negative_slope(act)

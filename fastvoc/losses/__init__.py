@@ -1,12 +1,21 @@
-"""Training objectives of the autoregressive vocoders: what the network says about the next sample, as -log p.
+"""Training objectives.
 
-Every loss takes parameters (B, channels, T) and a target (B, T); params[:, :, t] describes target[:, t], so the shift
-by one sample between a teacher-forced network's input and its target is the caller's.
+A loss of the autoregressive vocoders is -log p of the next sample. It takes parameters (B, channels, T) and a target
+(B, T); params[:, :, t] describes target[:, t], so the shift by one sample between a teacher-forced network's input and
+its target is the caller's.
 """
 
 from fastvoc.losses.cross_entropy import mulaw_cross_entropy
+from fastvoc.losses.diffwave import diffused, diffwave_loss
 from fastvoc.losses.gaussian import gaussian_loss
 from fastvoc.losses.mixture_of_gaussians import mixture_of_gaussians_loss
 from fastvoc.losses.mixture_of_logistics import mixture_of_logistics_loss
 
-__all__ = ["gaussian_loss", "mixture_of_gaussians_loss", "mixture_of_logistics_loss", "mulaw_cross_entropy"]
+__all__ = [
+    "diffused",
+    "diffwave_loss",
+    "gaussian_loss",
+    "mixture_of_gaussians_loss",
+    "mixture_of_logistics_loss",
+    "mulaw_cross_entropy",
+]

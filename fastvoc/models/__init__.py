@@ -4,14 +4,15 @@ import difflib
 from pathlib import Path
 
 from fastvoc.errors import CheckpointError, ConfigError
+from fastvoc.models.diffwave import DiffWave, DiffWaveConfig
 from fastvoc.models.preprocessing import Preprocessing
 from fastvoc.models.pretrained import from_pretrained, read_json
 from fastvoc.models.wavenet import WaveNet, WaveNetConfig
 from fastvoc.ops.wavenet_generate import PRECISIONS
 
-MODELS = {"wavenet": WaveNet}
+MODELS = {"diffwave": DiffWave, "wavenet": WaveNet}
 
-__all__ = ["MODELS", "Preprocessing", "WaveNet", "WaveNetConfig", "load"]
+__all__ = ["MODELS", "DiffWave", "DiffWaveConfig", "Preprocessing", "WaveNet", "WaveNetConfig", "load"]
 
 
 def load(path, device="cpu", precision: str = "fp32", **options):

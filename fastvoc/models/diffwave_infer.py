@@ -1,0 +1,143 @@
+"""Sampling from a DiffWave: from noise to a waveform, one run of the stack per step of the schedule."""
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from fastvoc.errors import ConfigError, ShapeError
+from fastvoc.models.diffwave_schedule import SamplingSteps, checked_betas, sampling_steps
+from fastvoc.models.vocoder import check_seed, fresh_seed
+
+KEPT_BYTES = 1 << 30  # of conditioning per layer that is kept over the steps; beyond, it is made anew in each
+
+
+class Sampling:
+    """`infer` of DiffWave."""
+
+    def schedule_steps(self, schedule="full") -> SamplingSteps:
+        """The sampler's constants. schedule: "full" | "fast" | [β…]. Raises ConfigError for one that cannot be used."""
+        config = self.config
+        if isinstance(schedule, str):
+            if schedule not in ("full", "fast"):
+                raise ConfigError(f"schedule: got {schedule!r}, expected 'full', 'fast' or a list of β")
+            betas = config.noise_schedule if schedule == "full" else config.fast_schedule
+            if betas is None:
+                raise ConfigError("this model has no fast schedule.", hint="Pass a list of β as schedule.")
+        else:
+            betas = checked_betas(schedule)
+        return sampling_steps(betas, config.noise_schedule, config.float32_schedule)
+
+    @torch.inference_mode()
+    def infer(
+        self,
+        mel: Tensor | None = None,
+        *,
+        schedule="full",
+        label: Tensor | None = None,
+        n_samples: int | None = None,
+        batch: int | None = None,
+        lengths=None,
+        seed: int | None = None,
+        noise=None,
+        precision: str | None = None,
+        threads: int | None = None,
+        progress=None,
+    ) -> Tensor:
+        """Sample: mel (B, n_mels, n_frames) -> (B, n_frames · hop_length).
+
+        schedule   "full": the training schedule; "fast": the model's short one; or β for each step
+        label      (B,) classes, for a class-conditional model
+        n_samples  fewer samples than the mel covers; for a model without mel: how many (default: the config's audio_len)
+        batch      items of a model without mel and label (default 1)
+        lengths    (B,) frames of each item; the rest of the mel is padding, the rest of the result zero
+        seed       names the noise; item b's does not depend on the others or on the length
+        noise      a pair instead: start (B, n_samples), and the draws (n_steps - 1, B, n_samples) in the order of use
+        precision  "fp32" or "bf16"; default: the model's own
+        progress   called with (steps done, steps in all)
+
+        Raises ShapeError, DTypeError, DeviceError, FeatureError, ConfigError.
+        """
+        steps = self.schedule_steps(schedule)
+        if mel is not None and self.config.n_mels:
+            mel = self.check_mel(mel)
+        B, T = self._size(mel, label, n_samples, batch)
+        self._check_conditions(mel, label, B, T)
+        frames = self._frames(mel, lengths, B)
+        start, draw = self._draws(noise, seed, B, T, len(steps))
+        # The device of the model, whatever there is beside it
+        biases = self.layer_biases(torch.from_numpy(steps.t).to(self.input_projection.weight.device))
+        stack = partial(self.stack.infer, precision=precision or self.precision, threads=threads)
+        run = partial(self._sample, steps=steps, biases=biases, stack=stack)
+        if frames is None:
+            return run(start, mel, label, draw=draw, progress=progress).float()
+        wave = start.new_zeros(B, T, dtype=torch.float32)
+        for b, n_frames in enumerate(frames):  # the stack looks ahead: padding behind an item would be heard in it
+            item, n = slice(b, b + 1), min(n_frames * self.hop_length, T)
+            labels = None if label is None else label[item]
+            own_draw = lambda i, item=item, n=n: draw(i)[item, :n]
+            wave[item, :n] = run(start[item, :n], mel[item, :, :n_frames], labels, draw=own_draw, progress=progress)
+        return wave
+
+    def _sample(self, x: Tensor, mel, label, *, steps: SamplingSteps, biases, stack, draw, progress) -> Tensor:
+        """x (B, T) noise -> waveform; draw(i): the noise added after the i-th executed step."""
+        B, T = x.shape
+        if not x.numel():
+            return x
+        cond = self.conditioning(mel, label, B, T)
+        if len(self.upsample) > 1 and len(self.upsample) * B * T * self.config.cond_channels * 4 <= KEPT_BYTES:
+            cond = torch.stack(list(cond))
+        for done, n in enumerate(range(len(steps) - 1, -1, -1)):
+            eps = self._noise(x, cond, biases[n].expand(B, -1, -1).contiguous(), stack)
+            x = steps.c1[n] * (x - steps.c2[n] * eps)
+            if n > 0:
+                x = x + steps.sigma[n] * draw(done)
+            if self.config.clamp:
+                x = x.clamp(-1.0, 1.0)
+            if progress is not None:
+                progress(done + 1, len(steps))
+        return x
+
+    def _size(self, mel: Tensor | None, label: Tensor | None, n_samples: int | None, batch: int | None) -> tuple[int, int]:
+        if n_samples is not None and (not isinstance(n_samples, int) or n_samples < 1):
+            raise ConfigError(f"n_samples must be a positive integer, got {n_samples!r}")
+        given = mel if mel is not None else label
+        if batch is not None:
+            if given is not None:
+                raise ConfigError("batch is for a model without mel and label; here they tell it")
+            if not isinstance(batch, int) or batch < 1:
+                raise ConfigError(f"batch must be a positive integer, got {batch!r}")
+        B = len(given) if given is not None else batch or 1
+        if mel is not None and self.config.n_mels:
+            covered = mel.shape[2] * self.hop_length
+            if n_samples is not None and n_samples > covered:
+                raise ShapeError(f"n_samples is {n_samples}, but {mel.shape[2]} mel frames cover {covered}")
+            return B, n_samples or covered
+        T = n_samples or self.config.audio_len
+        if T is None and not self.config.n_mels:
+            raise ConfigError("this model does not tell how long its audio is: pass n_samples=…")
+        return B, T or 1
+
+    def _frames(self, mel: Tensor | None, lengths, B: int) -> list[int] | None:
+        """The items' numbers of frames; None where they are all of one length."""
+        if lengths is None:
+            return None
+        if mel is None:
+            raise ConfigError("lengths counts mel frames, and this model takes no mel.", hint="Pass n_samples=….")
+        frames = [int(n) for n in lengths]
+        if len(frames) != B or not all(1 <= n <= mel.shape[2] for n in frames):
+            raise ShapeError(f"lengths are {frames}, expected {B} numbers in 1…{mel.shape[2]}")
+        return frames if frames != [mel.shape[2]] * B else None
+
+    def _draws(self, noise, seed: int | None, B: int, T: int, n_steps: int):
+        """(the start (B, T), a function of i that gives the i-th draw (B, T))."""
+        if noise is None:
+            seed = fresh_seed() if seed is None else check_seed(seed)
+            return self.normal_noise((B, T), seed), lambda i: self.normal_noise((B, T), seed, i + 1)
+        if seed is not None:
+            raise ConfigError("pass seed or noise, not both")
+        if not isinstance(noise, list | tuple) or len(noise) != 2:
+            raise ConfigError("noise must be a pair: the start (B, n_samples) and the draws (n_steps - 1, B, n_samples)")
+        start = self.given_noise("noise[0], the start,", noise[0], (B, T))
+        draws = self.given_noise("noise[1], the draws,", noise[1], (n_steps - 1, B, T))
+        return start, lambda i: draws[i]
