@@ -21,6 +21,8 @@ dev: $(VENV)/dev.done
 
 bench: dev
 	$(BIN)/python -m benchmarks all
+	$(BIN)/fastvoc report benchmarks/results/*.json -o report/
+	@echo "open report/index.html"
 
 lint: dev
 	$(BIN)/ruff check .

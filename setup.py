@@ -46,7 +46,8 @@ setup(
     packages=find_packages(include=["fastvoc", "fastvoc.*"]),
     package_data={
         "fastvoc": ["py.typed"],
-        "fastvoc.demo": ["*.wav", "text/*.txt", "wavenet/*"],
+        "fastvoc.demo": ["*.wav", "text/*.txt", "*/*"],
+        "fastvoc.report": ["*.html"],
         "fastvoc.training": ["recipes/*.json"],
     },
     ext_modules=[Extension("fastvoc._C", sources=[])],

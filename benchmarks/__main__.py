@@ -1,19 +1,30 @@
-"""python -m benchmarks ops|wavenet|all [--quick] [--threads N] [--out FILE]"""
+"""python -m benchmarks ops|wavenet|all [--quick] [--threads N] [--out FILE]
+python -m benchmarks --compare BEFORE.json AFTER.json
+"""
 
 import argparse
+import sys
+from pathlib import Path
 
 from benchmarks import bench_ops, bench_wavenet, timer
+from fastvoc.report.results import compare, read_results
 
 BENCHMARKS = {"ops": bench_ops.run, "wavenet": bench_wavenet.run}
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Checked first, then timed in turn.")
-    parser.add_argument("what", choices=[*BENCHMARKS, "all"])
+    parser.add_argument("what", choices=[*BENCHMARKS, "all"], nargs="?")
+    parser.add_argument("--compare", nargs=2, type=Path, metavar=("BEFORE", "AFTER"),
+                        help="what changed between two results files; exit code 1 if something of ours is over 5 %% slower")
     parser.add_argument("--quick", action="store_true", help="small and short: shows that it runs, proves no speed")
     parser.add_argument("--threads", type=int, metavar="N", help="beside 1; default: what fastvoc uses")
     parser.add_argument("--out", metavar="FILE", help="default: benchmarks/results/WHAT-cpu.json; with --quick none")
     options = parser.parse_args(argv)
+    if bool(options.what) == bool(options.compare):
+        parser.error("name a benchmark, or two files to --compare")
+    if options.compare:
+        sys.exit(print_changes(*options.compare))
     if options.out and options.what == "all":
         parser.error("--out takes one benchmark: ops or wavenet")
     if options.threads is not None and options.threads < 1:
@@ -26,6 +37,15 @@ def main(argv: list[str] | None = None) -> None:
             print("written:", timer.write_results(f"{name}-cpu", out=options.out, quick=options.quick, **result))
         for what, reason in result["skipped"].items():
             print(f"skipped: {what}: {reason}")
+
+
+def print_changes(before: Path, after: Path) -> int:
+    lines = compare(read_results(before), read_results(after))
+    if not lines:
+        print("the files have no contender of ours in common")
+        return 1
+    timer.print_table([{**line, "regression": "slower" if line["regression"] else ""} for line in lines])
+    return int(any(line["regression"] for line in lines))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,10 @@ from benchmarks import timer
 from benchmarks.timer import Contender, as_tuple
 from fastvoc._op import OPS, Op, Unsupported
 
+REPORT = {
+    "title": "Operators", "group": ["op", "case"], "vary": ["threads"], "metric": "us", "unit": "µs", "better": "lower",
+    "baseline": "torch eager", "ours": "cpu",
+}
 COLUMNS = [
     "op", "case", "threads", "contender", "us", "us_min", "us_max", "gb_per_s", "of_copy", "vs_eager",
     "disturbed_rounds",
@@ -121,5 +125,6 @@ def run(quick: bool = False, n_threads: int | None = None) -> dict:
     return {
         "rows": rows, "columns": COLUMNS, "skipped": skipped or ({"torch.compile": "--quick"} if quick else {}),
         "copy_gb_per_s": {n: round(b / 1e9, 2) for n, b in copies.items()},
+        "report": REPORT,
         "method": "fresh outputs every call; contenders in turn, medians; copy: torch copy_ of 256 MB, read + written",
     }

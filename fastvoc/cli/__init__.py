@@ -13,9 +13,9 @@ import traceback
 from contextlib import contextmanager
 
 import fastvoc
-from fastvoc.cli import bench, demo, info, mel, synth, train
+from fastvoc.cli import bench, demo, info, mel, report, synth, terminal, train
 from fastvoc.cli.options import everywhere
-from fastvoc.cli.terminal import logging_to_stderr, report
+from fastvoc.cli.terminal import logging_to_stderr
 
 
 def parser() -> argparse.ArgumentParser:
@@ -25,7 +25,7 @@ def parser() -> argparse.ArgumentParser:
     main_parser.add_argument("--version", action="version", version=f"fastvoc {fastvoc.__version__}")
     main_parser.set_defaults(debug=False, quiet=False)
     commands = main_parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for command in (demo, synth, mel, info, bench, train):
+    for command in (demo, synth, mel, info, bench, report, train):
         command.add(commands)
     return main_parser
 
@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
             if options.debug:
                 traceback.print_exc()
             else:
-                report(fault)
+                terminal.report(fault)
             return 1
 
 

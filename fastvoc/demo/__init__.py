@@ -8,4 +8,11 @@ from pathlib import Path
 CLIP = Path(__file__).parent / "speech.wav"
 WAVENET = Path(__file__).parent / "wavenet"
 
-__all__ = ["CLIP", "WAVENET"]
+
+
+def bundled_models() -> dict[str, Path]:
+    """The model folders that come with fastvoc, by name: one trained model per family."""
+    return {p.parent.name: p.parent for p in sorted(Path(__file__).parent.glob("*/config.json"))}
+
+
+__all__ = ["CLIP", "WAVENET", "bundled_models"]

@@ -1,0 +1,46 @@
+"""The demo clip through every bundled model in every precision: sound, spectrogram, quality. Speed is the benchmarks'."""
+
+import io
+import logging
+
+import fastvoc
+from fastvoc.audio import quality, read_wav
+from fastvoc.demo import CLIP, bundled_models
+from fastvoc.errors import BackendUnavailableError, ConfigError
+from fastvoc.report.charts import data_url, spectrogram
+
+log = logging.getLogger("fastvoc")
+PRECISIONS = ("fp32", "bf16")
+
+
+def recordings(seed: int = 0) -> list[dict]:
+    """The original first, then model × precision: name, precision, audio and picture as data: URLs, figures."""
+    original, rate = read_wav(CLIP)
+    made = [{"name": "the recording", "precision": "", "wav": original, "rate": rate, "figures": {}}]
+    for name, folder in bundled_models().items():
+        model = fastvoc.load(folder)
+        clip, _ = read_wav(CLIP, sample_rate=model.sample_rate, resample=True)
+        mel = model.preprocessing.features(clip)[None]
+        for precision in PRECISIONS:
+            try:
+                wav = model.vocode(mel, seed=seed, precision=precision)[0][: len(clip)]
+            except (BackendUnavailableError, ConfigError) as reason:
+                log.warning("%s in %s is left out: %s", name, precision, reason)
+                continue
+            figures = quality(clip[: len(wav)], wav, model.sample_rate)
+            made.append({"name": name, "precision": precision, "wav": wav, "rate": model.sample_rate, "figures": figures})
+    for entry in made:
+        wav, rate = entry.pop("wav"), entry["rate"]
+        entry["audio"], entry["picture"] = _sound(wav, rate), spectrogram(wav, rate)
+        entry["seconds"] = len(wav) / rate
+    return made
+
+
+def _sound(wav, rate: int) -> str:
+    try:
+        import soundfile
+    except ImportError:
+        raise ConfigError("the report needs soundfile to write sound", hint="pip install soundfile, or pass --no-audio.") from None
+    buffer = io.BytesIO()
+    soundfile.write(buffer, wav.clip(-1, 1), rate, format="FLAC", subtype="PCM_16")
+    return data_url("audio/flac", buffer.getvalue())

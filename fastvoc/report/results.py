@@ -1,0 +1,148 @@
+"""A results file of `python -m benchmarks`, as the report understands it.
+
+Beside its rows a file may say how they are to be read:
+
+    "report": {
+      "title": "…",
+      "group": ["size"],                 rows with equal values here are contenders of one comparison
+      "vary": ["threads", "streams"],    … and within a group, of one setting
+      "metric": "samples_per_s", "unit": "samples/s", "better": "higher" | "lower",
+      "baseline": "PyTorch loop",        the contender that ratios are taken to
+      "ours": "fastvoc",                 how the names of our contenders begin
+      "curves": [{"title": …, "x": …, "y": …, "series": [columns], "x_label": …, "y_label": …, "where": {column: value}}],
+      "roofline": {"intensity": column, "rate": column, "label": [columns], "ceilings": [{"name", "peak", "bandwidth"}]},
+      "tables": [{"title": …, "columns": {column: heading}, "where": {…}}]
+    }
+
+A file without it is shown as a table.
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fastvoc.errors import ConfigError
+from fastvoc.models.pretrained import read_json
+
+
+@dataclass
+class Comparison:
+    """Contenders of one setting, best first."""
+
+    group: str
+    setting: str
+    bars: list[dict]  # name, value, low, high, share (0…1 of the longest bar), ratio, ours
+
+
+@dataclass
+class Result:
+    path: Path
+    name: str
+    environment: dict
+    rows: list[dict]
+    how: dict = field(default_factory=dict)
+    method: object = ""
+    skipped: dict = field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        return self.how.get("title", self.name)
+
+    @property
+    def machine(self) -> str:
+        e = self.environment
+        device = e.get("device") or e.get("cpu", "an unknown machine")
+        parts = [device, f"{e['cores']} cores" if "cores" in e and "device" not in e else "", e.get("isa", "")]
+        return ", ".join(p for p in parts if p)
+
+    @property
+    def versions(self) -> str:
+        e = self.environment
+        commit = (e.get("commit") or "")[:10]
+        dirty = " with uncommitted changes" if e.get("dirty") else ""
+        what = [f"{k} {e[k]}" for k in ("fastvoc", "torch", "python") if e.get(k)]
+        return ", ".join([*what, *([f"commit {commit}{dirty}"] if commit else []), str(e.get("date", ""))[:10]])
+
+    def comparisons(self) -> list[Comparison]:
+        how = self.how
+        if not {"group", "metric", "baseline"} <= set(how):
+            return []
+        settings: dict = {}
+        for row in self.rows:
+            if row.get(how["metric"]) is not None:
+                key = tuple(str(row.get(c, "")) for c in how["group"]), tuple(
+                    f"{row[c]} {c if str(row[c]) != '1' else c.removesuffix('s')}" for c in how.get("vary", []) if c in row
+                )
+                settings.setdefault(key, []).append(row)
+        return [self._comparison(group, setting, rows) for (group, setting), rows in settings.items()]
+
+    def _comparison(self, group, setting, rows) -> Comparison:
+        metric, higher = self.how["metric"], self.how.get("better", "higher") == "higher"
+        rows = sorted(rows, key=lambda r: r[metric], reverse=higher)
+        longest = max(r[metric] for r in rows)
+        base = next((r[metric] for r in rows if r["contender"] == self.how["baseline"]), None)
+        bars = []
+        for r in rows:
+            value = r[metric]
+            ratio = None if not base or not value else (value / base if higher else base / value)
+            bars.append({
+                "name": " ".join(str(x) for x in (r["contender"], r.get("precision", "")) if x), "value": value,
+                "low": r.get(f"{metric}_min"), "high": r.get(f"{metric}_max"),
+                "share": value / longest if longest else 0, "ratio": ratio,
+                "ours": r["contender"].startswith(self.how.get("ours", "fastvoc")),
+            })  # fmt: skip
+        return Comparison(" · ".join(group), ", ".join(setting), bars)
+
+    def summary(self) -> list[dict]:
+        """Per comparison our best contender beside the baseline and beside the best of the others."""
+        lines = []
+        higher = self.how.get("better", "higher") == "higher"
+        for c in self.comparisons():
+            ours = [b for b in c.bars if b["ours"]]
+            others = [b for b in c.bars if not b["ours"]]
+            if not ours or not others:
+                continue
+            ours, peer = ours[0], others[0]
+            over = ours["value"] / peer["value"] if higher else peer["value"] / ours["value"]
+            lines.append({"group": c.group, "setting": c.setting, "ours": ours, "peer": peer, "over_peer": over})
+        return lines
+
+
+def read_results(path: Path) -> Result:
+    """Raises ConfigError for a file that `python -m benchmarks` did not write."""
+    values = read_json(Path(path))
+    missing = [k for k in ("name", "environment", "rows") if k not in values]
+    rows = values.get("rows")
+    if missing or not isinstance(rows, list) or not all(isinstance(r, dict) for r in rows):
+        raise ConfigError(
+            f"{path} is no results file: {'it lacks ' + ', '.join(missing) if missing else 'its rows are no objects'}",
+            hint="Pass files that `python -m benchmarks` has written.",
+        )
+    return Result(
+        Path(path), values["name"], values["environment"], rows, values.get("report", {}), values.get("method", ""),
+        values.get("skipped", {}),
+    )
+
+
+def compare(before: Result, after: Result, tolerance: float = 0.05) -> list[dict]:
+    """Contenders of ours in both files, with the change of their metric; regressions (worse by over `tolerance`) marked."""
+    how = after.how or before.how
+    if "metric" not in how:
+        raise ConfigError(f"{after.path} does not say which of its columns is the metric")
+    keys = [*how["group"], *how.get("vary", []), "contender", "precision"]
+    name = lambda row: tuple(json.dumps(row.get(k)) for k in keys)
+    old = {name(r): r for r in before.rows if r.get(how["metric"])}
+    lines = []
+    for row in after.rows:
+        if name(row) not in old or not row.get(how["metric"]):
+            continue
+        if not row["contender"].startswith(how.get("ours", "fastvoc")):
+            continue
+        change = row[how["metric"]] / old[name(row)][how["metric"]]
+        speed = change if how.get("better", "higher") == "higher" else 1 / change
+        label = " · ".join(str(row[k]) for k in keys if row.get(k) is not None)
+        lines.append({
+            "what": label, "before": old[name(row)][how["metric"]], "after": row[how["metric"]], "speed": speed,
+            "regression": speed < 1 - tolerance,
+        })  # fmt: skip
+    return sorted(lines, key=lambda line: line["speed"])

@@ -1,0 +1,136 @@
+"""The report: ratios as they were measured, one file that needs nothing else, and a real browser's opinion of it."""
+
+import json
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from benchmarks.__main__ import main as benchmarks_main
+from fastvoc.cli import main
+from fastvoc.errors import ConfigError
+from fastvoc.report import write_report
+from fastvoc.report.page import number, ratio
+from fastvoc.report.results import compare, read_results
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+def write(path, rows, **how):
+    how = {"title": "Things <fast>", "group": ["size"], "vary": ["threads"], "metric": "rate", "unit": "things/s",
+           "better": "higher", "baseline": "loop", "ours": "fastvoc"} | how
+    facts = {"cpu": "a CPU", "cores": 2, "isa": "avx2", "fastvoc": "0.1", "commit": "0123456789abcdef", "dirty": False}
+    content = {"name": path.stem, "environment": facts, "method": "fairly", "skipped": {"a peer": "not here"}, "rows": rows}
+    path.write_text(json.dumps(content | {"report": how}))
+    return path
+
+
+def rows(speed=1.0):
+    return [
+        {"size": "big", "threads": t, "contender": name, "rate": rate * t, "n": 10**k, "intensity": 2.0**k, "flops": 1e9 * k}
+        for t in (1, 2)
+        for k, (name, rate) in enumerate([("loop", 10.0), ("fastvoc", 400.0 * speed), ("jit", 50.0)], 1)
+    ]  # fmt: skip
+
+
+def test_ratios_and_the_best_peer(tmp_path):
+    result = read_results(write(tmp_path / "a.json", rows()))
+    one, two = result.comparisons()
+    assert (one.group, one.setting, two.setting) == ("big", "1 thread", "2 threads")
+    assert [b["name"] for b in one.bars] == ["fastvoc", "jit", "loop"] and [b["ratio"] for b in one.bars] == [40, 5, 1]
+    assert one.bars[1]["share"] == 50 / 400
+    line = result.summary()[0]
+    assert line["peer"]["name"] == "jit" and line["over_peer"] == 8 and line["ours"]["ratio"] == 40
+
+
+def test_where_lower_is_better(tmp_path):
+    result = read_results(write(tmp_path / "a.json", rows(), better="lower"))
+    assert [b["name"] for b in result.comparisons()[0].bars] == ["loop", "jit", "fastvoc"]
+    assert result.summary()[0]["over_peer"] == 10 / 400 and result.comparisons()[0].bars[2]["ratio"] == 10 / 400
+
+
+def test_compare_finds_what_got_slower(tmp_path, capsys):
+    before, slower = write(tmp_path / "a.json", rows()), write(tmp_path / "b.json", rows(0.9))
+    lines = compare(read_results(before), read_results(slower))
+    assert len(lines) == 2 and all(line["regression"] and line["speed"] == pytest.approx(0.9) for line in lines)
+    for after, code in ((slower, 1), (before, 0)):
+        with pytest.raises(SystemExit) as stopped:
+            benchmarks_main(["--compare", str(before), str(after)])
+        assert stopped.value.code == code
+    assert "slower" in capsys.readouterr().out
+
+
+def test_not_a_results_file(tmp_path, capsys):
+    (tmp_path / "x.json").write_text('{"name": "x"}')
+    with pytest.raises(ConfigError, match="lacks environment, rows"):
+        read_results(tmp_path / "x.json")
+    assert main(["report", str(tmp_path / "x.json"), "-o", str(tmp_path / "out")]) == 1
+    assert "python -m benchmarks" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_numbers():
+    assert [number(x) for x in (None, 1234567, 0.01234, 1234.5, "x", True)] == ["", "1,234,567", "0.0123", "1,234", "x", "True"]
+    assert [ratio(x) for x in (None, 2.345, 1234.0)] == ["", "2.35×", "1,234×"]
+
+
+CURVES = [{"title": "Growth", "x": "n", "y": "rate", "series": ["contender"], "where": {"threads": 1}}]
+ROOFLINE = {"intensity": "intensity", "rate": "flops", "label": ["contender"],
+            "ceilings": [{"name": "fp32", "peak": 1e11, "bandwidth": 1e10}]}  # fmt: skip
+TABLES = [{"title": "Errors", "columns": {"contender": "who", "n": "how many"}, "where": {"threads": 2}}]
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("soundfile")
+    folder = tmp_path_factory.mktemp("report")
+    path = write(folder / "things.json", rows(), curves=CURVES, roofline=ROOFLINE, tables=TABLES)
+    return write_report([path], folder / "out")
+
+
+@pytest.mark.slow
+def test_one_file_with_everything(page):
+    html = page.read_text()
+    assert [p.name for p in page.parent.iterdir()] == ["index.html"]
+    links = re.findall(r'(?:src|href|srcset)="([^"]*)"', html)
+    assert links and all(link.startswith(("data:", "#")) for link in links) and "@import" not in html and "<script" not in html
+    assert "Things &lt;fast&gt;" in html and "Things <fast>" not in html  # what a file says is text, not markup
+    for words in ("40×", "a CPU", "commit 0123456789", "not here", "fairly", "how many"):
+        assert words in html, words
+    assert html.count("<audio") >= 3 and html.count("data:audio/flac") == html.count("<audio")  # the clip, fp32, bf16
+    assert html.count("<picture>") == 2
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="needs chromium to open the page in")
+@pytest.mark.parametrize("window", ["1280,900", "390,800"])
+def test_in_a_browser(page, tmp_path, window):
+    """Everything loads, every player can play, nothing is wider than the window, no complaint on the console."""
+    probe = """<script>
+    const wait = media => media.readyState >= 1 || media.error ? Promise.resolve() : new Promise(done => {
+        media.addEventListener("loadedmetadata", done); media.addEventListener("error", done); });
+    window.addEventListener("load", async () => {
+        const sounds = [...document.querySelectorAll("audio")];
+        await Promise.all(sounds.map(wait));
+        document.body.dataset.found = JSON.stringify({
+            seconds: sounds.map(a => a.error ? -1 : a.duration),
+            pictures: [...document.images].map(i => i.naturalWidth),
+            overflow: document.documentElement.scrollWidth - window.innerWidth,
+        });
+    });</script></body>"""
+    copy = tmp_path / "index.html"
+    copy.write_text(page.read_text().replace("</body>", probe))
+    done = subprocess.run(
+        [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}",
+         "--enable-logging=stderr", "--timeout=20000", "--virtual-time-budget=20000", f"--window-size={window}", "--dump-dom",
+         copy.as_uri()],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    found = re.search(r'data-found="([^"]*)"', done.stdout)
+    assert found, done.stderr[-2000:]
+    found = json.loads(found[1].replace("&quot;", '"'))
+    assert len(found["seconds"]) >= 3 and min(found["seconds"]) > 5
+    assert found["pictures"] and min(found["pictures"]) > 100
+    assert found["overflow"] <= 0
+    assert "CONSOLE" not in done.stderr, done.stderr[-2000:]
