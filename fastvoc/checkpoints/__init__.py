@@ -8,6 +8,7 @@ import inspect
 from pathlib import Path
 
 from fastvoc.checkpoints import diffwave_lmnt, diffwave_philsyn, nv_wavenet, r9y9
+from fastvoc.checkpoints.families import nearest
 from fastvoc.checkpoints.reading import read_file
 from fastvoc.errors import ConfigError, IncompatibleCheckpointError
 
@@ -39,4 +40,7 @@ def load_checkpoint(path, **options):
     inner = next((v for v in contents.values() if isinstance(v, dict)), {})
     shown = [str(k)[:80] for k in [*contents, *inner]]
     found = ", ".join(shown[:10]) + (" …" if len(shown) > 10 else "")
-    raise IncompatibleCheckpointError(f"{path} has no known layout; it holds: {found or 'nothing'}.", hint=supported)
+    resembles = nearest(inner or contents)
+    raise IncompatibleCheckpointError(
+        f"{path} has no known layout; it holds: {found or 'nothing'}." + (f" {resembles}" if resembles else ""), hint=supported
+    )

@@ -48,14 +48,7 @@ def from_pretrained(cls, folder):
 def load_weights(model, tensors: dict[str, torch.Tensor], source) -> None:
     """load_state_dict with an error that says what does not fit."""
     expected = model.state_dict()
-    missing = sorted(set(expected) - set(tensors))
-    unexpected = sorted(set(tensors) - set(expected))
-    if missing or unexpected:
-        show = lambda names: ", ".join(names[:10]) + (" …" if len(names) > 10 else "")
-        parts = [
-            f"{what}: {show(names)}" for what, names in (("missing", missing), ("unexpected", unexpected)) if names
-        ]
-        raise IncompatibleCheckpointError(f"{source} does not fit its config ({'; '.join(parts)})")
+    check_names(tensors, expected, source)
     for name, value in expected.items():
         if tensors[name].shape != value.shape:
             raise IncompatibleCheckpointError(
@@ -64,6 +57,19 @@ def load_weights(model, tensors: dict[str, torch.Tensor], source) -> None:
         if not torch.isfinite(tensors[name]).all():
             raise CheckpointError(f"{source}: {name} holds NaN or infinity")
     model.load_state_dict({k: v.float() for k, v in tensors.items()})
+
+
+def check_names(given, expected, source) -> None:
+    """Raise IncompatibleCheckpointError unless both hold the same names; it shows ten, and whose names the given ones are."""
+    from fastvoc.checkpoints.families import nearest  # which imports the readers, which import this
+
+    missing, unexpected = sorted(set(expected) - set(given)), sorted(set(given) - set(expected))
+    if missing or unexpected:
+        show = lambda names: ", ".join(names[:10]) + (f" … ({len(names)} in all)" if len(names) > 10 else "")
+        parts = [
+            f"{what}: {show(names)}" for what, names in (("missing", missing), ("unexpected", unexpected)) if names
+        ]
+        raise IncompatibleCheckpointError(f"{source} does not fit its config ({'; '.join(parts)})", hint=nearest(given))
 
 
 def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
