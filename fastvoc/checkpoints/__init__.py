@@ -2,19 +2,20 @@
 
 A reader module has `LAYOUT`, one line for people; `matches(contents, path)`; and `read(contents, path, **options)`, which
 returns the model. contents is what `read_file` made of the file: containers, numbers, strings and tensors, no foreign objects.
+It may have `find(folder)`, which returns the checkpoint to take of a folder of its upstream's, or None.
 """
 
 import inspect
 from pathlib import Path
 
-from fastvoc.checkpoints import diffwave_lmnt, diffwave_philsyn, nv_wavenet, r9y9
+from fastvoc.checkpoints import diffwave_lmnt, diffwave_philsyn, nv_wavenet, parallel_wavegan, r9y9
 from fastvoc.checkpoints.families import nearest
 from fastvoc.checkpoints.reading import read_file
 from fastvoc.errors import ConfigError, IncompatibleCheckpointError
 
-READERS = [r9y9, nv_wavenet, diffwave_lmnt, diffwave_philsyn]
+READERS = [r9y9, nv_wavenet, diffwave_lmnt, diffwave_philsyn, parallel_wavegan]
 
-__all__ = ["READERS", "load_checkpoint", "read_file"]
+__all__ = ["READERS", "find_checkpoint", "load_checkpoint", "read_file"]
 
 
 def load_checkpoint(path, **options):
@@ -44,3 +45,9 @@ def load_checkpoint(path, **options):
     raise IncompatibleCheckpointError(
         f"{path} has no known layout; it holds: {found or 'nothing'}." + (f" {resembles}" if resembles else ""), hint=supported
     )
+
+
+def find_checkpoint(folder) -> Path | None:
+    """The checkpoint to take of a folder that an upstream's training or download left, or None."""
+    finders = [reader.find for reader in READERS if hasattr(reader, "find")]
+    return next((path for find in finders if (path := find(Path(folder))) is not None), None)

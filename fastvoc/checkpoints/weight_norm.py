@@ -43,3 +43,25 @@ def strip_prefix(state_dict: dict[str, Tensor], prefix: str) -> dict[str, Tensor
     if not all(isinstance(key, str) and key.startswith(prefix) for key in state_dict):
         return state_dict
     return {key.removeprefix(prefix): value for key, value in state_dict.items()}
+
+
+def respell_weight_norm(state_dict: dict[str, Tensor], wanted) -> dict[str, Tensor]:
+    """The same weights, named as `wanted` names them: pairs keep their numbers, a plain weight becomes a pair.
+
+    For training on, where g and v matter and not only their product.
+    """
+    folded, spelled = fold_weight_norm(state_dict), dict(state_dict)
+    for key in wanted:
+        if not key.endswith(tuple(v for _, v in SPELLINGS)):
+            continue
+        g_name, v_name = next(pair for pair in SPELLINGS if key.endswith(pair[1]))
+        prefix = key.removesuffix(v_name)
+        weight = folded.get(prefix + "weight")
+        if weight is None:
+            continue  # whoever loads this says what is missing
+        pairs = [(spelled.pop(prefix + g, None), spelled.pop(prefix + v, None)) for g, v in SPELLINGS]
+        g, v = next((pair for pair in pairs if pair[0] is not None), (None, weight))
+        spelled.pop(prefix + "weight", None)
+        spelled[prefix + v_name] = v
+        spelled[prefix + g_name] = weight.flatten(1).norm(dim=1).reshape(-1, *[1] * (v.dim() - 1)) if g is None else g
+    return spelled

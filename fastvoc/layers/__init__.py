@@ -11,6 +11,7 @@ from fastvoc.layers.upsample import (
     Stretch2d,
     UpsampleNetwork,
 )
+from fastvoc.layers.wavenet_residual_block import WaveNetResidualBlock, WaveNetStack
 
 __all__ = [
     "CausalConv1d",
@@ -23,4 +24,6 @@ __all__ = [
     "SpectrogramUpsampler",
     "Stretch2d",
     "UpsampleNetwork",
+    "WaveNetResidualBlock",
+    "WaveNetStack",
 ]

@@ -44,6 +44,7 @@ class GatedResidualStack(nn.Module):
         rho: float = 1.0,
         step_in_residual: bool = False,
         cond_per_layer: bool = False,
+        dropout: float = 0.0,
     ):
         super().__init__()
         self.dilations = tuple(int(d) for d in dilations)
@@ -59,7 +60,7 @@ class GatedResidualStack(nn.Module):
             )
         self.residual_channels, self.skip_channels, self.cond_channels = residual_channels, skip_channels, cond_channels
         self.causal, self.rho, self.step_in_residual = causal, rho, step_in_residual
-        self.cond_per_layer = cond_per_layer
+        self.cond_per_layer, self.dropout = cond_per_layer, dropout
         self.layers = nn.ModuleList(
             GatedResidualLayer(residual_channels, gate_channels // 2, skip_channels, cond_channels, kernel_size)
             for _ in self.dilations
@@ -73,8 +74,9 @@ class GatedResidualStack(nn.Module):
         y = 0.0
         for l, (layer, dilation) in enumerate(zip(self.layers, self.dilations)):
             c = None if layer.cond is None else cond[l] if self.cond_per_layer else cond
-            x, s = gated_residual(
-                x,
+            dropped = F.dropout(x, self.dropout) if self.dropout and self.training else x
+            x_out, s = gated_residual(
+                dropped,
                 layer.conv.weight,
                 layer.conv.bias,
                 layer.out.weight[:, :, 0],
@@ -86,7 +88,9 @@ class GatedResidualStack(nn.Module):
                 rho=self.rho,
                 step_in_residual=self.step_in_residual,
             )
-            y = y + s
+            if dropped is not x:  # dropout is in front of the convolution only: the residual path goes around it
+                x_out = x_out + (x - dropped) * self.rho
+            x, y = x_out, y + s
         return y if self.skip_channels else x
 
     def _check(self, x: Tensor, cond: Tensor | Sequence[Tensor] | None, step: Tensor | None) -> None:

@@ -1,4 +1,4 @@
-"""Mel frames to samples: the upsampling networks of the public WaveNets, with their constructors and parameter names.
+"""Mel frames to samples: the upsampling networks of the public vocoders, with their constructors and parameter names.
 
 All take mel (B, n_mels, n_frames) and return (B, n_mels, n_samples). `stages()` describes the same network to the
 engine (fastvoc/ops/upsample.py), which runs it piece by piece while samples are generated.
@@ -11,16 +11,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastvoc.errors import ConfigError
+from fastvoc.layers.nonlinearity import nonlinearity
 from fastvoc.ops.upsample import Fir, Mix
-
-ACTIVATIONS = {"none": None, "ReLU": nn.ReLU, "LeakyReLU": nn.LeakyReLU}
 
 
 def negative_slope(activation: nn.Module | None) -> float:
-    """The one number that tells identity (1), ReLU (0) and LeakyReLU apart."""
+    """The one number that tells identity (1), ReLU (0) and LeakyReLU apart, the ones that the engine knows."""
     if activation is None:
         return 1.0
-    return 0.0 if isinstance(activation, nn.ReLU) else float(activation.negative_slope)
+    if not isinstance(activation, nn.ReLU | nn.LeakyReLU):
+        name = type(activation).__name__
+        raise ConfigError(f"the engine has no upsampler with {name}; it knows none, ReLU and LeakyReLU")
+    return float(getattr(activation, "negative_slope", 0.0))
 
 
 class Stretch2d(nn.Module):
@@ -39,60 +41,10 @@ class Stretch2d(nn.Module):
 
 
 class UpsampleNetwork(nn.Module):
-    """r9y9's UpsampleNetwork: per scale a stretch and a smoothing Conv2d over (frequency, time), no bias."""
+    """Per scale a stretch and a smoothing Conv2d over (frequency, time), no bias.
 
-    def __init__(
-        self,
-        upsample_scales,
-        upsample_activation="none",
-        upsample_activation_params=None,
-        mode="nearest",
-        freq_axis_kernel_size=1,
-        cin_pad=0,
-        cin_channels=80,
-    ):
-        super().__init__()
-        if upsample_activation not in ACTIVATIONS:
-            raise ConfigError(f"upsample_activation: got {upsample_activation!r}, expected one of {list(ACTIVATIONS)}")
-        self.scales = tuple(int(s) for s in upsample_scales)
-        self.scale = math.prod(self.scales)
-        self.indent = cin_pad * self.scale
-        self.context = cin_pad  # frames on each side that feed the edges and give no samples of their own
-        self.up_layers = nn.ModuleList()
-        for scale in self.scales:
-            kernel = (freq_axis_kernel_size, 2 * scale + 1)
-            conv = nn.Conv2d(1, 1, kernel, padding=((freq_axis_kernel_size - 1) // 2, scale), bias=False)
-            nn.init.constant_(conv.weight, 1.0 / math.prod(kernel))
-            self.up_layers += [Stretch2d(scale, 1, mode), conv]
-            if upsample_activation != "none":
-                self.up_layers.append(ACTIVATIONS[upsample_activation](**(upsample_activation_params or {})))
-        self.is_linear_in_time = freq_axis_kernel_size == 1 and upsample_activation == "none"
-
-    def forward(self, c: Tensor) -> Tensor:
-        c = c.unsqueeze(1)
-        for layer in self.up_layers:
-            c = layer(c)
-        c = c.squeeze(1)
-        return c[:, :, self.indent : -self.indent] if self.indent else c
-
-    def time_matrix(self, n_frames: int) -> Tensor:
-        """(n_frames, n_samples) with forward(c) = c @ time_matrix, where the network acts on time alone."""
-        weight = self.up_layers[1].weight
-        return self(torch.eye(n_frames, dtype=weight.dtype, device=weight.device)[None])[0]
-
-    def stages(self) -> list:
-        stages, layers = [], list(self.up_layers)
-        while layers:
-            stretch, conv = layers.pop(0), layers.pop(0)
-            slope = negative_slope(layers.pop(0)) if layers and not isinstance(layers[0], Stretch2d) else 1.0
-            stages += Fir.stretch_conv(stretch.x_scale, conv.weight.detach()[0, 0], stretch.mode, slope)
-        return stages
-
-
-class ConvInUpsampleNetwork(nn.Module):
-    """r9y9's and ParallelWaveGAN's ConvInUpsampleNetwork: a convolution over 2·cin_pad + 1 frames, then the above.
-
-    The caller pads the mel by cin_pad frames on each side; the convolution eats them.
+    r9y9's and ParallelWaveGAN's layer of that name. The latter's names are taken as keywords: nonlinear_activation,
+    nonlinear_activation_params, interpolate_mode, and use_causal_conv, which only r9y9's lacks.
     """
 
     def __init__(
@@ -104,24 +56,107 @@ class ConvInUpsampleNetwork(nn.Module):
         freq_axis_kernel_size=1,
         cin_pad=0,
         cin_channels=80,
+        *,
+        nonlinear_activation=None,
+        nonlinear_activation_params=None,
+        interpolate_mode=None,
+        use_causal_conv=False,
     ):
         super().__init__()
-        self.context = cin_pad
-        self.conv_in = nn.Conv1d(cin_channels, cin_channels, 2 * cin_pad + 1, bias=False)
+        name = nonlinear_activation or upsample_activation or "none"
+        params = nonlinear_activation_params or upsample_activation_params
+        self.scales = _positive("upsample_scales", upsample_scales)
+        if freq_axis_kernel_size < 1 or freq_axis_kernel_size % 2 == 0:
+            raise ConfigError(f"freq_axis_kernel_size must be odd, got {freq_axis_kernel_size}")
+        self.scale = math.prod(self.scales)
+        self.indent = cin_pad * self.scale
+        self.context = cin_pad  # frames on each side that feed the edges and give no samples of their own
+        self.use_causal_conv = use_causal_conv
+        self.up_layers = nn.ModuleList()
+        for scale in self.scales:
+            kernel = (freq_axis_kernel_size, 2 * scale + 1)
+            padding = (freq_axis_kernel_size - 1) // 2, 2 * scale if use_causal_conv else scale
+            conv = nn.Conv2d(1, 1, kernel, padding=padding, bias=False)
+            nn.init.constant_(conv.weight, 1.0 / math.prod(kernel))
+            self.up_layers += [Stretch2d(scale, 1, interpolate_mode or mode), conv]
+            if name != "none":
+                self.up_layers.append(nonlinearity(name, params))
+        self.is_linear_in_time = freq_axis_kernel_size == 1 and name == "none"
+
+    def forward(self, c: Tensor) -> Tensor:
+        c = c.unsqueeze(1)
+        for layer in self.up_layers:
+            length = c.shape[3]
+            c = layer(c)
+            if self.use_causal_conv and isinstance(layer, nn.Conv2d):
+                c = c[..., :length]  # a causal convolution: zeros before the signal, the tail cut
+        c = c.squeeze(1)
+        return c[:, :, self.indent : -self.indent] if self.indent else c
+
+    def time_matrix(self, n_frames: int) -> Tensor:
+        """(n_frames, n_samples) with forward(c) = c @ time_matrix, where the network acts on time alone."""
+        weight = self.up_layers[1].weight
+        return self(torch.eye(n_frames, dtype=weight.dtype, device=weight.device)[None])[0]
+
+    def stages(self) -> list:
+        if self.use_causal_conv:
+            raise ConfigError("the engine has no causal upsampler; r9y9's networks are not causal")
+        stages, layers = [], list(self.up_layers)
+        while layers:
+            stretch, conv = layers.pop(0), layers.pop(0)
+            slope = negative_slope(layers.pop(0)) if layers and not isinstance(layers[0], Stretch2d) else 1.0
+            stages += Fir.stretch_conv(stretch.x_scale, conv.weight.detach()[0, 0], stretch.mode, slope)
+        return stages
+
+
+class ConvInUpsampleNetwork(nn.Module):
+    """A convolution over the frames around each, then the above: r9y9's and ParallelWaveGAN's layer of that name.
+
+    The caller pads the mel by `context` frames on each side; the convolution eats them. It sees 2·context + 1 frames,
+    or with use_causal_conv the context + 1 up to each. ParallelWaveGAN's names are taken as keywords, as above, and
+    aux_channels, aux_context_window for r9y9's cin_channels, cin_pad.
+    """
+
+    def __init__(
+        self,
+        upsample_scales,
+        upsample_activation="none",
+        upsample_activation_params=None,
+        mode="nearest",
+        freq_axis_kernel_size=1,
+        cin_pad=0,
+        cin_channels=80,
+        *,
+        aux_channels=None,
+        aux_context_window=None,
+        use_causal_conv=False,
+        **names,
+    ):
+        super().__init__()
+        channels = cin_channels if aux_channels is None else aux_channels
+        self.context = cin_pad if aux_context_window is None else aux_context_window
+        self.use_causal_conv = use_causal_conv
+        kernel = (1 if use_causal_conv else 2) * self.context + 1
+        self.conv_in = nn.Conv1d(channels, channels, kernel, bias=False)
         self.upsample = UpsampleNetwork(
             upsample_scales,
             upsample_activation,
             upsample_activation_params,
             mode,
             freq_axis_kernel_size,
-            0,
-            cin_channels,
+            use_causal_conv=use_causal_conv,
+            **names,
         )
         self.scale = self.upsample.scale
         self.is_linear_in_time = self.upsample.is_linear_in_time
 
     def forward(self, c: Tensor) -> Tensor:
-        return self.upsample(self.conv_in(c))
+        return self.upsample(self.frames(c))
+
+    def frames(self, c: Tensor) -> Tensor:
+        """(B, C, n_frames + 2·context) -> (B, C, n_frames): the mel with its surroundings mixed in."""
+        mixed = self.conv_in(c)
+        return mixed[:, :, : mixed.shape[2] - self.context] if self.use_causal_conv else mixed
 
     def stages(self) -> list:
         return [Mix.conv(self.conv_in.weight.detach()), *self.upsample.stages()]
@@ -136,7 +171,7 @@ class ConvTranspose2dUpsampleNetwork(nn.Module):
 
     def __init__(self, upsample_scales, kernel_factor=2, freq_axis_kernel_size=3, negative_slope=0.4, cin_channels=80):
         super().__init__()
-        self.scales = tuple(int(s) for s in upsample_scales)
+        self.scales = _positive("upsample_scales", upsample_scales)
         self.scale, self.context, self.is_linear_in_time = math.prod(self.scales), 0, False
         self.up_layers = nn.Sequential()
         for scale in self.scales:
@@ -181,6 +216,12 @@ class ConvTranspose1dUpsampleNetwork(nn.Module):
 
     def stages(self) -> list:
         return [Mix.transposed(self.conv.weight.detach(), self.conv.bias.detach(), self.scale)]
+
+
+def _positive(name: str, values) -> tuple[int, ...]:
+    if not isinstance(values, list | tuple) or not values or not all(isinstance(v, int) and v > 0 for v in values):
+        raise ConfigError(f"{name} must be a list of positive whole numbers, got {values!r}")
+    return tuple(values)
 
 
 NETWORKS = {

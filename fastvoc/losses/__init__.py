@@ -5,17 +5,25 @@ A loss of the autoregressive vocoders is -log p of the next sample. It takes par
 its target is the caller's.
 """
 
+from fastvoc.losses.adversarial import discriminator_adversarial_loss, generator_adversarial_loss
 from fastvoc.losses.cross_entropy import mulaw_cross_entropy
 from fastvoc.losses.diffwave import diffused, diffwave_loss
+from fastvoc.losses.feature_matching import feature_matching_loss
 from fastvoc.losses.gaussian import gaussian_loss
 from fastvoc.losses.mixture_of_gaussians import mixture_of_gaussians_loss
 from fastvoc.losses.mixture_of_logistics import mixture_of_logistics_loss
+from fastvoc.losses.stft import multi_resolution_stft_loss, stft_loss
 
 __all__ = [
     "diffused",
     "diffwave_loss",
+    "discriminator_adversarial_loss",
+    "feature_matching_loss",
     "gaussian_loss",
+    "generator_adversarial_loss",
     "mixture_of_gaussians_loss",
     "mixture_of_logistics_loss",
     "mulaw_cross_entropy",
+    "multi_resolution_stft_loss",
+    "stft_loss",
 ]

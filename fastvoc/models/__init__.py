@@ -5,19 +5,30 @@ from pathlib import Path
 
 from fastvoc.errors import CheckpointError, ConfigError
 from fastvoc.models.diffwave import DiffWave, DiffWaveConfig
+from fastvoc.models.parallel_wavegan import ParallelWaveGAN, ParallelWaveGANConfig
 from fastvoc.models.preprocessing import Preprocessing
 from fastvoc.models.pretrained import from_pretrained, read_json
 from fastvoc.models.wavenet import WaveNet, WaveNetConfig
 from fastvoc.ops.wavenet_generate import PRECISIONS
 
-MODELS = {"diffwave": DiffWave, "wavenet": WaveNet}
+MODELS = {"diffwave": DiffWave, "parallel_wavegan": ParallelWaveGAN, "wavenet": WaveNet}
 
-__all__ = ["MODELS", "DiffWave", "DiffWaveConfig", "Preprocessing", "WaveNet", "WaveNetConfig", "load"]
+__all__ = [
+    "MODELS",
+    "DiffWave",
+    "DiffWaveConfig",
+    "ParallelWaveGAN",
+    "ParallelWaveGANConfig",
+    "Preprocessing",
+    "WaveNet",
+    "WaveNetConfig",
+    "load",
+]
 
 
 def load(path, device="cpu", precision: str = "fp32", **options):
     """The vocoder of a model folder (config.json, model.safetensors, preprocessor_config.json), or of a checkpoint file
-    of a public implementation (fastvoc/checkpoints has one module for each).
+    of a public implementation (fastvoc/checkpoints has one module for each), or the folder where it lies.
 
     device     where the model is put
     precision  of `infer`, where its call gives none: "fp32" or "bf16"
@@ -40,10 +51,11 @@ def _load(path: Path, options: dict):
             else []
         )
         raise FileNotFoundError(f"no such file or folder: {path}" + (f" (did you mean {near[0]}?)" if near else ""))
-    if path.is_file():
-        from fastvoc.checkpoints import load_checkpoint
+    from fastvoc.checkpoints import find_checkpoint, load_checkpoint  # which import the models
 
-        return load_checkpoint(path, **options)
+    checkpoint = path if path.is_file() else None if (path / "config.json").is_file() else find_checkpoint(path)
+    if checkpoint is not None:
+        return load_checkpoint(checkpoint, **options)
     if options:
         raise ConfigError(f"{path}: a folder takes no options, got {sorted(options)}")
     if not (path / "config.json").is_file():

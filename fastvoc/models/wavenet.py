@@ -237,7 +237,7 @@ class WaveNet(Generation, Vocoder):
         network = self.upsample_net
         if network is not None and getattr(network, "is_linear_in_time", False):
             # W·up(c) = up(W·c): project at frame rate, then stretch; at 200 samples a frame the projection costs nothing
-            frames = network.conv_in(c) if hasattr(network, "conv_in") else c
+            frames = network.frames(c) if hasattr(network, "frames") else c
             stretch = getattr(network, "upsample", network).time_matrix(frames.shape[2]).t()  # (T, n_frames)
             self._check_length(stretch.shape[0], T)
             frames = frames.transpose(1, 2)

@@ -1,0 +1,226 @@
+"""Parallel WaveGAN: noise in, waveform out, one pass through a non-causal gated residual stack.
+
+    c' = up((c - mean)/scale)         the mel, normalised, its edge frames repeated, stretched to sample rate
+    x  = W_first·z + b                z standard normal, one number per sample
+    s  = Σ_l skip_l / √L              the stack, with ρ = √½ and dilations 1, 2, 4 … in every cycle
+    y  = W_2·relu(W_1·relu(s) + b_1) + b_2
+
+    Yamamoto, Song & Kim 2020, "Parallel WaveGAN", section 3.1 and figure 1
+
+The configuration has the names of kan-bayashi/ParallelWaveGAN's ParallelWaveGANGenerator. The weights are in the stack's
+canonical form, 1/√L in its skip rows: checkpoints/parallel_wavegan.py rewrites the public checkpoints. The discriminators
+are in parallel_wavegan_discriminator.py.
+"""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastvoc.errors import ConfigError, ShapeError
+from fastvoc.layers.gated_residual_stack import GatedResidualStack
+from fastvoc.layers.upsample import ConvInUpsampleNetwork, UpsampleNetwork
+from fastvoc.models.vocoder import Vocoder
+
+MAX_CHANNELS = 65536
+
+
+@dataclass
+class ParallelWaveGANConfig:
+    """ParallelWaveGANGenerator's arguments and defaults, but for use_weight_norm: weights are kept folded."""
+
+    in_channels: int = 1
+    out_channels: int = 1
+    kernel_size: int = 3
+    layers: int = 30
+    stacks: int = 3
+    residual_channels: int = 64
+    gate_channels: int = 128
+    skip_channels: int = 64
+    aux_channels: int = 80  # mel bands; 0 or less: an unconditional model
+    aux_context_window: int = 2  # frames on each side of a frame that its conditioning sees
+    dropout: float = 0.0
+    bias: bool = True  # of the residual layers
+    use_causal_conv: bool = False
+    upsample_conditional_features: bool = True
+    upsample_net: str = "ConvInUpsampleNetwork"
+    upsample_params: dict = field(default_factory=lambda: {"upsample_scales": [4, 4, 4, 4]})
+
+    def __post_init__(self):
+        sizes = "in_channels", "out_channels", "residual_channels", "gate_channels", "skip_channels"
+        for name in (*sizes, "kernel_size", "layers", "stacks"):
+            value = getattr(self, name)
+            if type(value) is not int or not 1 <= value <= MAX_CHANNELS:
+                raise ConfigError(f"{name} must be a whole number in 1…{MAX_CHANNELS}, got {value!r}")
+        if type(self.aux_channels) is not int or self.aux_channels > MAX_CHANNELS:
+            raise ConfigError(f"aux_channels must be a whole number up to {MAX_CHANNELS}, got {self.aux_channels!r}")
+        if type(self.aux_context_window) is not int or not 0 <= self.aux_context_window <= 1024:
+            raise ConfigError(f"aux_context_window must be a whole number in 0…1024, got {self.aux_context_window!r}")
+        if self.layers % self.stacks or self.layers // self.stacks > 24:
+            raise ConfigError(
+                f"layers={self.layers}, stacks={self.stacks}: expected a multiple, at most 24 layers in a stack"
+            )
+        if isinstance(self.dropout, bool) or not isinstance(self.dropout, int | float) or not 0 <= self.dropout < 1:
+            raise ConfigError(f"dropout must lie in 0…1, got {self.dropout!r}")
+        if not isinstance(self.upsample_params, dict):
+            raise ConfigError(f"upsample_params must be an object, got {self.upsample_params!r}")
+
+    @property
+    def dilations(self) -> list[int]:
+        return [2 ** (layer % (self.layers // self.stacks)) for layer in range(self.layers)]
+
+
+class ParallelWaveGAN(Vocoder):
+    """ParallelWaveGAN(layers=…, …): every field of ParallelWaveGANConfig is a keyword.
+
+    mean, scale (n_mels,): the training set's statistics, which `infer` applies; 0 and 1 where there are none.
+    """
+
+    Config = ParallelWaveGANConfig
+    family = "parallel_wavegan"
+
+    def __init__(self, *args, **kwargs):
+        super().__init__()
+        self.config = c = (
+            args[0] if args and isinstance(args[0], ParallelWaveGANConfig) else ParallelWaveGANConfig(*args, **kwargs)
+        )
+        self.first_conv = nn.Conv1d(c.in_channels, c.residual_channels, 1)
+        self.upsample_net = _upsample_net(c) if c.upsample_conditional_features and self.n_mels else None
+        self.stack = GatedResidualStack(
+            c.residual_channels,
+            c.gate_channels,
+            c.skip_channels,
+            self.n_mels,
+            c.kernel_size,
+            c.dilations,
+            causal=c.use_causal_conv,
+            rho=math.sqrt(0.5),
+            dropout=c.dropout,
+        )
+        self.last_conv_layers = nn.ModuleList(
+            [nn.ReLU(), nn.Conv1d(c.skip_channels, c.skip_channels, 1), nn.ReLU(), nn.Conv1d(c.skip_channels, c.out_channels, 1)]
+        )
+        self.register_buffer("mean", torch.zeros(self.n_mels))
+        self.register_buffer("scale", torch.ones(self.n_mels))
+        self._initialise()
+
+    @torch.no_grad()
+    def _initialise(self):
+        for conv in self.modules():
+            if isinstance(conv, nn.Conv1d):
+                nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
+                if conv.bias is not None:
+                    nn.init.zeros_(conv.bias)
+        for layer in self.stack.layers:
+            layer.out.weight[self.config.residual_channels :] *= math.sqrt(1 / self.config.layers)
+            layer.conv.bias.requires_grad_(self.config.bias)
+            layer.out.bias.requires_grad_(self.config.bias)
+
+    @property
+    def n_mels(self) -> int:
+        return max(self.config.aux_channels, 0)
+
+    @property
+    def hop_length(self) -> int:
+        return 1 if self.upsample_net is None else self.upsample_net.scale
+
+    @property
+    def context_frames(self) -> int:
+        """Frames on each side that feed the edges and give no samples of their own."""
+        return 0 if self.upsample_net is None else self.upsample_net.context
+
+    def forward(self, z: Tensor, c: Tensor | None = None) -> Tensor:
+        """z (B, in_channels, T) noise, c (B, n_mels, n_frames + 2·context_frames) normalised mel -> (B, out_channels, T).
+
+        T = n_frames · hop_length. A model without an upsampler takes c at sample rate, an unconditional one none.
+        """
+        return self._head(self.stack(*self._inputs(z, c)))
+
+    def _inputs(self, z: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Time-major, as the stack takes them."""
+        if z.dim() != 3 or z.shape[1] != self.config.in_channels:
+            raise ShapeError(f"z is {tuple(z.shape)}, expected (B, {self.config.in_channels}, T)")
+        x = F.linear(z.transpose(1, 2), self.first_conv.weight[:, :, 0], self.first_conv.bias)
+        if c is None or not self.n_mels:
+            return x, c
+        c = c if self.upsample_net is None else self.upsample_net(c)
+        if c.shape[2] != z.shape[2]:
+            raise ShapeError(
+                f"the mel covers {c.shape[2]} samples, z has {z.shape[2]}",
+                hint=f"Pass {self.context_frames} context frames on each side, and {self.hop_length} samples for every "
+                "other frame.",
+            )
+        return x, c.transpose(1, 2).contiguous()
+
+    def _head(self, skips: Tensor) -> Tensor:
+        """(B, T, S) -> (B, out_channels, T)"""
+        for conv in self.last_conv_layers[1::2]:
+            skips = F.linear(F.relu(skips), conv.weight[:, :, 0], conv.bias)
+        return skips.transpose(1, 2)
+
+    @torch.inference_mode()
+    def infer(
+        self,
+        mel: Tensor | None = None,
+        *,
+        seed: int | None = None,
+        noise: Tensor | None = None,
+        n_samples: int | None = None,
+        precision: str | None = None,
+        threads: int | None = None,
+        normalised: bool = False,
+        padded: bool = False,
+    ) -> Tensor:
+        """mel (B, n_mels, n_frames) -> waves (B, n_samples), n_samples = n_frames · hop_length, not clipped.
+
+        mel         as `mel_config` says, without the statistics; an unconditional model takes None and n_samples
+        noise       (B, n_samples) standard normal numbers; else they come from the seed. With in_channels > 1 it is
+                    (B, in_channels, n_samples)
+        normalised  the statistics are applied to the mel already
+        padded      context_frames frames on each side come with the mel; else its edge frames are repeated
+
+        For out_channels > 1 the result is (B, out_channels, n_samples). Raises ShapeError, DTypeError, ConfigError.
+        """
+        c, batch, n_samples = self._conditioning(mel, noise, n_samples, normalised, padded)
+        shape = (batch, n_samples) if self.config.in_channels == 1 else (batch, self.config.in_channels, n_samples)
+        z = self.normal_noise(shape, seed) if noise is None else self.given_noise("noise", noise, shape)
+        x, cond = self._inputs(z.reshape(batch, -1, n_samples), c)
+        skips = self.stack.infer(x, cond, precision=precision or self.precision, threads=threads)
+        waves = self._head(skips)
+        return waves[:, 0].float().contiguous() if self.config.out_channels == 1 else waves.float().contiguous()
+
+    def _conditioning(self, mel, noise, n_samples, normalised, padded) -> tuple[Tensor | None, int, int]:
+        """The normalised mel with its context, the batch size and the number of samples."""
+        if not self.n_mels:
+            if mel is not None or (n_samples is None) == (noise is None):
+                raise ConfigError("this Parallel WaveGAN is unconditional: it takes n_samples or noise, and no mel")
+            return (None, 1, n_samples) if noise is None else (None, len(noise), noise.shape[-1])
+        if n_samples is not None:
+            raise ConfigError(f"n_samples follows from the mel, {self.hop_length} for a frame: do not pass it")
+        mel = self.check_mel(mel)
+        context = self.context_frames
+        n_frames = mel.shape[2] - (2 * context if padded else 0)
+        if n_frames < 1:
+            raise ShapeError(f"mel has {mel.shape[2]} frames; with padded=True {2 * context} of them are context")
+        c = mel if normalised else (mel - self.mean[:, None]) / self.scale[:, None]
+        if context and not padded:
+            c = F.pad(c, (context, context), mode="replicate")
+        return c, len(mel), n_frames * self.hop_length
+
+
+def _upsample_net(c: ParallelWaveGANConfig) -> nn.Module:
+    params = {**c.upsample_params, "use_causal_conv": c.use_causal_conv}
+    try:
+        if c.upsample_net == "ConvInUpsampleNetwork":
+            params |= {"aux_channels": c.aux_channels, "aux_context_window": c.aux_context_window}
+            return ConvInUpsampleNetwork(**params)
+        if c.upsample_net == "UpsampleNetwork":
+            return UpsampleNetwork(**params)
+    except TypeError as fault:
+        raise ConfigError(f"upsample_params do not fit {c.upsample_net}: {fault}") from None
+    raise ConfigError(
+        f"upsample_net: got {c.upsample_net!r}, expected 'ConvInUpsampleNetwork' or 'UpsampleNetwork'",
+        hint="ParallelWaveGAN's MelGANGenerator as an upsampler is not supported." if "MelGAN" in str(c.upsample_net) else None,
+    )
