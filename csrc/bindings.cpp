@@ -15,6 +15,9 @@
 
 namespace py = pybind11;
 namespace fv = fastvoc;
+
+void bind_gated_residual_stack(py::module_& m);  // bindings_gated_residual_stack.cpp
+
 using nogil = py::call_guard<py::gil_scoped_release>;
 using Address = std::uintptr_t;
 
@@ -289,4 +292,6 @@ PYBIND11_MODULE(_C, m) {
         p.begin((fv::WaveNetStream*)state, seed, stream, temperature, initial, (const float*)speaker);
       })
       .def("run", run_plan, nogil());
+
+  bind_gated_residual_stack(m);
 }

@@ -2,6 +2,8 @@
 #pragma once
 #include <cstdint>
 
+#include "core/gated_residual_stack.h"
+
 namespace fastvoc {
 
 struct WaveNet;
@@ -28,6 +30,10 @@ struct CpuKernels {
                        int n_taps, int first, int edge);
   std::int64_t (*wavenet_workspace)(const WaveNet& net, int n_streams, int n_threads);
   void (*wavenet_generate)(const WaveNet& net, const WaveNetJob& job, int thread, int n_threads, Barrier& barrier);
+  StackLayout stack_layout;
+  std::int64_t (*gated_residual_stack_workspace)(const GatedResidualStack& stack, const GatedResidualJob& job, int n_threads);
+  void (*gated_residual_stack)(const GatedResidualStack& stack, const GatedResidualJob& job, int thread, int n_threads,
+                               Barrier& barrier);
   void (*elementary)(int function, const float* x, float* y, std::int64_t n);  // exp, tanh, sigmoid: for the tests of simd.h
 };
 

@@ -1,7 +1,7 @@
 // The table of this instruction set's kernels (core/isa.h).
 #include "core/isa.h"
 
-#include "cpu/simd.h"
+#include "cpu/products.h"
 
 namespace fastvoc::FASTVOC_ISA {
 
@@ -19,6 +19,8 @@ void upsample_mix(const float*, const float*, const float*, float*, std::int64_t
                   int, int, int, int, int, int);
 std::int64_t wavenet_workspace(const WaveNet&, int, int);
 void wavenet_generate(const WaveNet&, const WaveNetJob&, int, int, Barrier&);
+std::int64_t gated_residual_stack_workspace(const GatedResidualStack&, const GatedResidualJob&, int);
+void gated_residual_stack(const GatedResidualStack&, const GatedResidualJob&, int, int, Barrier&);
 
 namespace {
 
@@ -38,7 +40,8 @@ extern const CpuKernels kKernels;
 const CpuKernels kKernels = {
     FASTVOC_NAME_OF(FASTVOC_ISA), affine_coupling, affine_coupling_inverse, affine_coupling_backward,
     gated_activation, gated_activation_backward, invertible_conv1x1, invertible_conv1x1_backward, upsample_fir, upsample_mix,
-    wavenet_workspace, wavenet_generate, elementary,
+    wavenet_workspace, wavenet_generate, {kLanes, kPanel, 2}, gated_residual_stack_workspace, gated_residual_stack,
+    elementary,
 };
 
 }  // namespace fastvoc::FASTVOC_ISA

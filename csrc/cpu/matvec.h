@@ -49,17 +49,7 @@ inline void block(const float* w, int width, const float* in, int ld, int K, flo
     for (int v = 0; v < NV; ++v) store(out + m * kMaxPanel + v * kLanes, even[m][v] + odd[m][v]);
 }
 
-inline vint load_pairs(const bf16* p) { vint v; std::memcpy(&v, p, sizeof v); return v; }
-
 #if defined(FASTVOC_USE_DPBF16)
-
-inline vfloat dot_pairs(vfloat sum, vint a, vint b) {
-#if defined(FASTVOC_EMULATED)
-  return fma(even_of(a), even_of(b), fma(odd_of(a), odd_of(b), sum));
-#else
-  return (vfloat)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
-#endif
-}
 
 template <int NV, int M>
 inline void block(const bf16* w, int width, const bf16* in, int ld, int K, float* out) {

@@ -113,14 +113,19 @@ typedef std::uint16_t bf16;
 
 typedef std::uint16_t vhalf __attribute__((vector_size(2 * kLanes)));
 
-inline void to_bf16(const float* x, bf16* y, int n) {  // to nearest even; NaN stays NaN; n a multiple of kLanes
-  for (int i = 0; i < n; i += kLanes) {
-    const vfloat v = load(x + i);
-    const vuint u = vuint(v);
-    const vuint rounded = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
-    const vhalf h = __builtin_convertvector(v == v ? rounded : (u >> 16) | 0x40, vhalf);
-    std::memcpy(y + i, &h, sizeof h);
-  }
+inline void store_bf16(bf16* y, vfloat v) {  // to nearest even; NaN stays NaN
+#if defined(__AVX512BF16__) && !defined(FASTVOC_EMULATED)
+  const __m256bh h = _mm512_cvtneps_pbh((__m512)v);
+#else
+  const vuint u = vuint(v);
+  const vuint rounded = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
+  const vhalf h = __builtin_convertvector(v == v ? rounded : (u >> 16) | 0x40, vhalf);
+#endif
+  std::memcpy(y, &h, sizeof h);
+}
+
+inline void to_bf16(const float* x, bf16* y, int n) {  // n a multiple of kLanes
+  for (int i = 0; i < n; i += kLanes) store_bf16(y + i, load(x + i));
 }
 
 inline void widen(const bf16* x, float* y, int n) {  // n a multiple of kLanes
@@ -134,6 +139,27 @@ inline void widen(const bf16* x, float* y, int n) {  // n a multiple of kLanes
 // The two halves of 32-bit pairs of bf16, as floats: a bf16 is the upper half of its float.
 inline vfloat even_of(vint pairs) { return vfloat(pairs << 16); }
 inline vfloat odd_of(vint pairs) { return vfloat(pairs & vint(vuint{} + 0xffff0000u)); }
+
+inline vint load_pairs(const bf16* p) { vint v; std::memcpy(&v, p, sizeof v); return v; }
+
+// sum + a_even·b_even + a_odd·b_odd, in the order of vdpbf16ps where the machine (or its emulation) has it
+inline vfloat dot_pairs(vfloat sum, vint a, vint b) {
+#if defined(__AVX512BF16__) && !defined(FASTVOC_EMULATED)
+  return (vfloat)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
+#else
+  return fma(even_of(a), even_of(b), fma(odd_of(a), odd_of(b), sum));
+#endif
+}
+
+// Denormals count as zero while one of these lives, as AMX has it: a decaying signal would else slow each product several
+// times. The caller's mode comes back at its end.
+struct FlushDenormals {
+#if defined(__x86_64__)
+  const unsigned saved = __builtin_ia32_stmxcsr();
+  FlushDenormals() { __builtin_ia32_ldmxcsr(saved | 0x8040); }
+  ~FlushDenormals() { __builtin_ia32_ldmxcsr(saved); }
+#endif
+};
 
 }  // namespace
 }  // namespace fastvoc::FASTVOC_ISA

@@ -11,9 +11,6 @@
 #include "core/wavenet.h"
 #include "cpu/matvec.h"
 #include "cpu/sample.h"
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
 
 namespace fastvoc::FASTVOC_ISA {
 namespace {
@@ -31,15 +28,6 @@ inline void convert_row(const float* from, X* to, int n) {
   std::memcpy(rest, from + i, (n - i) * sizeof(float));
   convert(rest, to + i, kLanes);
 }
-
-// Denormals count as zero while we run, as AMX has it: a decaying state would else slow each product several times.
-struct FlushDenormals {
-#if defined(__x86_64__)
-  const unsigned saved = _mm_getcsr();
-  FlushDenormals() { _mm_setcsr(saved | 0x8040); }
-  ~FlushDenormals() { _mm_setcsr(saved); }
-#endif
-};
 
 // Buffers of one group of M streams, carved from the caller's workspace. X is what products read: float or bf16.
 template <class X>

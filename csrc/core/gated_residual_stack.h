@@ -1,0 +1,100 @@
+// A stack of gated residual layers, packed for one instruction set, and what one run of it needs. Plain data.
+//
+//   a = Σ_j W_in[j]·u(t + j·d - left) + W_cond·c(t) + b_in        u = x + step, zeros outside the signal
+//   z = tanh(a[:H])·σ(a[H:]);   r, s = W_out·z + b_out
+//   x ← (x + r)·ρ, or (u + r)·ρ;   y += s
+//
+// Channel counts are padded with zeros: outputs to whole vectors, inputs to what a multiplication reads at once. The
+// gate's columns stand in pairs: a vector of the tanh half, then its vector of the sigmoid half.
+#pragma once
+#include <cstdint>
+#include <vector>
+
+#include "core/matrix.h"
+
+namespace fastvoc {
+
+struct CpuKernels;
+
+// How an instruction set wants its weights.
+struct StackLayout {
+  int lanes;        // floats of a vector
+  int panel;        // vectors of a full panel
+  int inputs_bf16;  // bf16 inputs are padded to a multiple of this
+};
+
+// One matrix in panels of at most `panel` vectors of outputs: as many full ones as fit, then one of 2 and one of 1 vectors as
+// needed. Inside a panel inputs are outermost: fp32 [k][n], bf16 [k / 2][n][k % 2].
+struct StackMatrix {
+  const char* data;
+  int N, K;  // padded
+};
+
+struct StackLayer {
+  int dilation;
+  const StackMatrix* taps;   // kernel of (2·H, R)
+  StackMatrix cond, res, skip;  // (2·H, C), (R, H), (S, H)
+  const float *b_in, *b_res, *b_skip;
+};
+
+struct GatedResidualStack {
+  int precision, n_layers, kernel;
+  int R, H, S, C;  // true
+  int x_width, z_width, s_width, c_width;  // padded: a row of x, of z, of the skip sum, of the conditioning as an operand
+  bool causal, step_in_residual;
+  float rho;
+  const StackLayer* layers;
+
+  std::int64_t left(int l) const {
+    const std::int64_t reach = std::int64_t(kernel - 1) * layers[l].dilation;
+    return causal ? reach : reach / 2;
+  }
+};
+
+struct GatedResidualJob {
+  int first_layer, last_layer;  // a run may be made in several jobs, with the same workspace
+  std::int64_t B, T;
+  const float* x;     // (B, T, R)
+  const float* cond;  // (B, T, C), or null
+  const float* step;  // (B, layers, R), or null
+  float* out;         // (B, T, S), or the last x (B, T, R) where S = 0
+  char* workspace;    // aligned to 64 bytes; the first job needs no clearing of it
+};
+
+// Owns the packed weights. Built once; read-only afterwards.
+class GatedResidualStackPlan {
+ public:
+  struct Weights {  // canonical, float32, row-major; see fastvoc/ops/gated_residual_stack.py
+    int n_layers, kernel, R, H, S, C;
+    bool causal, step_in_residual;
+    float rho;
+    const int* dilations;
+    const float *in, *b_in;    // (layers, 2·H, R, kernel), (layers, 2·H)
+    const float* cond;         // (layers, 2·H, C)
+    const float *out, *b_out;  // (layers, R + S, H), (layers, R + S)
+  };
+  GatedResidualStackPlan(const Weights& weights, int precision, const CpuKernels& kernels);
+  ~GatedResidualStackPlan();
+  GatedResidualStackPlan(const GatedResidualStackPlan&) = delete;
+  GatedResidualStackPlan& operator=(const GatedResidualStackPlan&) = delete;
+
+  const GatedResidualStack& stack() const { return stack_; }
+  const CpuKernels& kernels() const { return kernels_; }
+  std::int64_t packed_bytes() const { return used_; }
+
+ private:
+  template <class F>
+  StackMatrix pack(int N, int K, F value);
+  template <class F>
+  const float* keep(int N, F value);
+  char* take(std::int64_t bytes);
+
+  const CpuKernels& kernels_;
+  GatedResidualStack stack_{};
+  std::vector<StackLayer> layers_;
+  std::vector<StackMatrix> taps_;
+  char* memory_ = nullptr;
+  std::int64_t used_ = 0, capacity_ = 0;
+};
+
+}  // namespace fastvoc

@@ -1,0 +1,139 @@
+// Products of packed panels (core/gated_residual_stack.h) with many rows: the heart of the feed-forward stacks.
+//
+//   out[m][n] = Σ_sources Σ_k row(source, t + m)[k]·w(source)[k][n]
+//
+// A source is a matrix of inputs seen at a shift in time, and the weights that it meets: a tap of a dilated convolution is the
+// same array of rows, some rows further on, so nothing is ever gathered. A block keeps its sums in registers; what a row's
+// sums are does not depend on the block's size, so results do not depend on how rows are shared out.
+//
+// Measured, Zen 4, weights in L2: 97 % of the rate of fp32 multiply-adds, 96 % of that of vdpbf16ps.
+#pragma once
+#include "cpu/simd.h"
+#if defined(FASTVOC_USE_AMX)
+#include "cpu/amx.h"
+#endif
+
+namespace fastvoc::FASTVOC_ISA {
+namespace {
+
+// 16 registers hold 6·2 sums, 2 weights, 1 input; 32 hold 6·4, 4, 1
+constexpr int kPanel = kLanes == 16 ? 4 : 2;  // vectors of a full panel: StackLayout::panel
+constexpr int kMaxDepth = 256;  // longer sums are made in parts, which keeps rounding errors as small as a blocked GEMM's
+
+template <class X>
+struct Source {
+  const X* base;         // row i at base + i·ld
+  std::int64_t ld, shift, n;
+  const X* outside;      // stands for the rows before 0 and from n on
+  const X* w;
+  int K;
+
+  const X* row(std::int64_t t) const {
+    const std::int64_t i = t + shift;
+    return std::uint64_t(i) < std::uint64_t(n) ? base + i * ld : outside;
+  }
+};
+
+// One step of a block: inputs k … k + kStep<X> - 1 of M rows times NV vectors of weights.
+template <class X> constexpr int kStep = sizeof(X) == 2 ? 2 : 1;
+
+template <int NV, int M>
+inline void step(const float* w, const float* const (&rows)[M], int k, vfloat (&sums)[M][NV]) {
+  vfloat weights[NV];
+#pragma GCC unroll 4
+  for (int v = 0; v < NV; ++v) weights[v] = load(w + v * kLanes);
+#pragma GCC unroll 8
+  for (int m = 0; m < M; ++m) {
+    const vfloat x = splat(rows[m][k]);
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) sums[m][v] = fma(weights[v], x, sums[m][v]);
+  }
+}
+
+template <int NV, int M>
+inline void step(const bf16* w, const bf16* const (&rows)[M], int k, vfloat (&sums)[M][NV]) {
+  vint weights[NV];
+#pragma GCC unroll 4
+  for (int v = 0; v < NV; ++v) weights[v] = load_pairs(w + 2 * v * kLanes);
+#pragma GCC unroll 8
+  for (int m = 0; m < M; ++m) {
+    std::int32_t pair;
+    std::memcpy(&pair, rows[m] + k, 4);
+    const vint x = pair - vint{};
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) sums[m][v] = dot_pairs(sums[m][v], weights[v], x);
+  }
+}
+
+// sums into out, or onto what is there. `out` holds whole panels: M rows of NV vectors.
+template <int NV, int M>
+inline void spill(vfloat (&sums)[M][NV], float* out, bool onto) {
+#pragma GCC unroll 8
+  for (int m = 0; m < M; ++m)
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) {
+      float* at = out + (m * NV + v) * kLanes;
+      store(at, onto ? load(at) + sums[m][v] : sums[m][v]);
+      sums[m][v] = vfloat{};
+    }
+}
+
+template <int NV, int M, class X>
+__attribute__((noinline)) void block(const Source<X>* sources, int n_sources, std::int64_t n0, std::int64_t t, float* out) {
+  vfloat sums[M][NV];
+#pragma GCC unroll 8
+  for (int m = 0; m < M; ++m)
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) sums[m][v] = vfloat{};
+  int depth = 0;
+  bool onto = false;
+  for (int s = 0; s < n_sources; ++s) {
+    const Source<X>& source = sources[s];
+    const X* rows[M];
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m) rows[m] = source.row(t + m);
+    const X* w = source.w + n0 * source.K;
+    for (int k = 0; k < source.K;) {
+      const int rest = source.K - k, end = k + (rest < kMaxDepth - depth ? rest : kMaxDepth - depth);
+      depth += end - k;
+      for (; k < end; k += kStep<X>, w += kStep<X> * NV * kLanes) step<NV, M>(w, rows, k, sums);
+      if (depth == kMaxDepth) {
+        spill(sums, out, onto);
+        onto = true, depth = 0;
+      }
+    }
+  }
+  spill(sums, out, onto);
+}
+
+template <int NV, class X>
+inline int some_rows(const Source<X>* sources, int n_sources, std::int64_t n0, std::int64_t t, std::int64_t rows, float* out) {
+  if (rows >= 6) return block<NV, 6>(sources, n_sources, n0, t, out), 6;
+  if (rows >= 4) return block<NV, 4>(sources, n_sources, n0, t, out), 4;
+  if (rows >= 2) return block<NV, 2>(sources, n_sources, n0, t, out), 2;
+  return block<NV, 1>(sources, n_sources, n0, t, out), 1;
+}
+
+// The panel of NV vectors from column n0 on, for rows t … t + rows - 1. each(m, M, sums): rows m … m + M - 1 are done.
+template <int NV, class X, class F>
+inline void panel(const Source<X>* sources, int n_sources, std::int64_t n0, std::int64_t t, std::int64_t rows, F each) {
+  alignas(64) float sums[6 * NV * kLanes];
+  for (std::int64_t m = 0; m < rows;) {
+    const int M = some_rows<NV>(sources, n_sources, n0, t + m, rows - m, sums);
+    each(m, M, sums);
+    m += M;
+  }
+}
+
+// All N columns: panels as core/gated_residual_stack.h packs them. each(n0, nv, m, M, sums): sums[M][nv vectors].
+template <class X, class F>
+inline void product(const Source<X>* sources, int n_sources, int N, std::int64_t t, std::int64_t rows, F each) {
+  int n0 = 0;
+  const auto of = [&](int nv) { return [&, nv](std::int64_t m, int M, const float* sums) { each(n0, nv, m, M, sums); }; };
+  for (; n0 + kPanel * kLanes <= N; n0 += kPanel * kLanes) panel<kPanel>(sources, n_sources, n0, t, rows, of(kPanel));
+  if (kPanel > 2 && n0 + 2 * kLanes <= N) panel<2>(sources, n_sources, n0, t, rows, of(2)), n0 += 2 * kLanes;
+  if (n0 < N) panel<1>(sources, n_sources, n0, t, rows, of(1));
+}
+
+}  // namespace
+}  // namespace fastvoc::FASTVOC_ISA
