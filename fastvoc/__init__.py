@@ -6,6 +6,7 @@ import os
 import torch
 
 from fastvoc import _C
+from fastvoc._cuda import warmup
 from fastvoc._op import backend
 from fastvoc.errors import ConfigError
 
@@ -64,4 +65,5 @@ __all__ = [
     "load",
     "set_cpu_isa",
     "set_num_threads",
+    "warmup",
 ]

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 import fastvoc
-from fastvoc import _C
+from fastvoc import _C, _cuda
 from fastvoc._op import BACKENDS, OPS
 from fastvoc.cli.options import add_command
 from fastvoc.cli.terminal import print_table
@@ -90,10 +90,12 @@ def environment() -> dict[str, str]:
 
 def _why_not(op, backend: str) -> str | None:
     if backend not in op.backends:
-        return "not built" if backend == "cuda" else "no kernel yet"
+        return "no kernel yet"
     if backend == "triton" and importlib.util.find_spec("triton") is None:
         return "triton is not installed"
-    if backend in ("cuda", "triton") and not torch.cuda.is_available():
+    if backend == "cuda":
+        return _cuda.why_not()
+    if backend == "triton" and not torch.cuda.is_available():
         return "torch sees no GPU"
     return None
 

@@ -9,7 +9,7 @@ van den Oord et al. 2016, "WaveNet: A Generative Model for Raw Audio", eq. 2.
 import torch
 from torch import Tensor
 
-from fastvoc import _C
+from fastvoc import _C, _cuda
 from fastvoc._op import Op, Unsupported, launch, needs_grad, same_kind
 
 
@@ -30,6 +30,13 @@ def gated_activation_cpu(a: Tensor, b: Tensor) -> Tensor:
     return y
 
 
+def gated_activation_cuda(a: Tensor, b: Tensor) -> Tensor:
+    dtype, a, b = _cuda.dtype_code(a), a.contiguous(), b.contiguous()
+    y = torch.empty_like(a)
+    _cuda.library().call("gated_activation", a, b, y, a.numel(), dtype)
+    return y
+
+
 def gated_activation_backward_reference(dy: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     t, s = torch.tanh(a), torch.sigmoid(b)
     return dy * s * (1 - t * t), dy * t * s * (1 - s)
@@ -39,6 +46,13 @@ def gated_activation_backward_cpu(dy: Tensor, a: Tensor, b: Tensor) -> tuple[Ten
     dy, a, b = _on_cpu(dy, a, b)
     da, db = torch.empty_like(a), torch.empty_like(b)
     launch(_C.gated_activation_backward_cpu, dy, a, b, da, db, a.numel())
+    return da, db
+
+
+def gated_activation_backward_cuda(dy: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    dtype, dy, a, b = _cuda.dtype_code(a), dy.contiguous(), a.contiguous(), b.contiguous()
+    da, db = torch.empty_like(a), torch.empty_like(b)
+    _cuda.library().call("gated_activation_backward", dy, a, b, da, db, a.numel(), dtype)
     return da, db
 
 
@@ -61,6 +75,7 @@ gated_activation_fwd = Op(
     reference=gated_activation_reference,
     fake=lambda a, b: _contiguous_like(a),
     cpu=gated_activation_cpu,
+    cuda=gated_activation_cuda,
     inputs=lambda *shape, rand: (rand(*shape) * 3, rand(*shape) * 3),
     cases=CASES,
 )
@@ -70,6 +85,7 @@ gated_activation_bwd = Op(
     reference=gated_activation_backward_reference,
     fake=lambda dy, a, b: (_contiguous_like(a), _contiguous_like(b)),
     cpu=gated_activation_backward_cpu,
+    cuda=gated_activation_backward_cuda,
     inputs=lambda *shape, rand: (rand(*shape), rand(*shape) * 3, rand(*shape) * 3),
     cases=CASES,
 )
