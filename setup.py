@@ -1,6 +1,7 @@
 """Build fastvoc: CMake makes fastvoc/_C, setuptools packs it. Metadata lives in pyproject.toml.
 
 Environment: CMAKE_ARGS (passed on), CMAKE_BUILD_PARALLEL_LEVEL,
+FASTVOC_CUDA=1 or 0 (build the CUDA library or not; otherwise where nvcc and a GPU are),
 FASTVOC_EMULATED_ISAS=1 (also build what the tests need to run AMX code on machines without AMX).
 """
 
@@ -35,6 +36,7 @@ class CMakeBuild(build_ext):
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={package}",
             f"-DFASTVOC_EMULATED_ISAS={'ON' if emulated else 'OFF'}",
+            f"-DFASTVOC_CUDA={ {'1': 'ON', '0': 'OFF'}.get(os.environ.get('FASTVOC_CUDA'), 'AUTO')}",
             *os.environ.get("CMAKE_ARGS", "").split(),
         ]
         subprocess.run(configure, check=True)

@@ -38,13 +38,14 @@ class Library:
 
         Raises DeviceError, and KernelError with the shapes where CUDA refuses.
         """
-        tensors = [a for a in args if isinstance(a, Tensor)]
+        tensors = [a.tensor if isinstance(a, Strided) else a for a in args if isinstance(a, Tensor | Strided)]
         device = tensors[0].device
+        for a in args:
+            if isinstance(a, Tensor) and not a.is_contiguous():
+                raise DeviceError(f"fastvoc.{op}: a kernel expected a contiguous tensor, got strides {a.stride()}")
         for t in tensors:
-            if t.device != device or not t.is_contiguous() or t.is_cuda == self.emulated:
-                raise DeviceError(
-                    f"fastvoc.{op}: a kernel expected contiguous tensors on {device}, got strides {t.stride()} on {t.device}"
-                )
+            if t.device != device or t.is_cuda == self.emulated:
+                raise DeviceError(f"fastvoc.{op}: a kernel expected tensors on one GPU, got {device} and {t.device}")
         numbers = [_as_c(a) for a in args]
         if self.emulated:
             code = getattr(self.c, f"fastvoc_{op}")(*numbers, ctypes.c_void_p(0))
@@ -62,6 +63,12 @@ class Library:
             shapes = [tuple(t.shape) for t in tensors]
             raise KernelError(f"fastvoc.{op} on {device}: {self.error()} (code {code}); shapes {shapes}")
 
+    def number(self, name: str, *args: int) -> int:
+        """What `fastvoc_<name>` answers: a size."""
+        function = getattr(self.c, f"fastvoc_{name}")
+        function.restype = ctypes.c_int64
+        return function(*[ctypes.c_int64(a) for a in args])
+
     def error(self) -> str:
         return self.c.fastvoc_cuda_error().decode()
 
@@ -73,9 +80,18 @@ class Library:
         self.warm.add(device.index)
 
 
+class Strided:
+    """A tensor whose strides the kernel is told: it need not be contiguous."""
+
+    def __init__(self, tensor: Tensor):
+        self.tensor = tensor
+
+
 def _as_c(a):
     if isinstance(a, Tensor):
         return ctypes.c_void_p(a.data_ptr())
+    if isinstance(a, Strided):
+        return ctypes.c_void_p(a.tensor.data_ptr())
     if a is None:
         return ctypes.c_void_p(0)
     return ctypes.c_double(a) if isinstance(a, float) else ctypes.c_int64(a)

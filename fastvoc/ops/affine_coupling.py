@@ -11,7 +11,7 @@ come from a WaveNet-like network of the other half of the channels.
 import torch
 from torch import Tensor
 
-from fastvoc import _C
+from fastvoc import _C, _cuda
 from fastvoc._op import Op, Unsupported, needs_grad, same_kind
 from fastvoc.errors import ShapeError
 
@@ -31,6 +31,12 @@ def _on_cpu(*tensors: Tensor) -> tuple[list[int], list[Tensor]]:
     return numbers, kept
 
 
+def _items(*tensors: Tensor) -> list:
+    """Each tensor and its stride from item to item, for the CUDA kernels; a copy where an item is not in one piece."""
+    kept = [t if t.is_contiguous() or t[:1].is_contiguous() else t.contiguous() for t in tensors]
+    return [argument for t in kept for argument in (_cuda.Strided(t), t.stride(0))]
+
+
 def affine_coupling_reference(x: Tensor, log_s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     return x * torch.exp(log_s) + t, log_s.sum((1, 2))
 
@@ -43,6 +49,18 @@ def affine_coupling_cpu(x: Tensor, log_s: Tensor, t: Tensor) -> tuple[Tensor, Te
     return y, sums
 
 
+def affine_coupling_cuda(x: Tensor, log_s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    library, dtype, (B, C, T) = _cuda.library(), _cuda.dtype_code(x), x.shape
+    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    if not x.numel():
+        return y, x.new_zeros(B)
+    sums = x.new_empty(B, dtype=torch.float32)
+    parts = x.new_empty(B * library.number("affine_coupling_parts", C * T), dtype=torch.float64)
+    counters = x.new_zeros(B, dtype=torch.int32)
+    library.call("affine_coupling", *_items(x, log_s, t), y, sums, parts, counters, B, C * T, dtype)
+    return y, sums.to(x.dtype)
+
+
 def affine_coupling_inverse_reference(y: Tensor, log_s: Tensor, t: Tensor) -> Tensor:
     return (y - t) * torch.exp(-log_s)
 
@@ -52,6 +70,13 @@ def affine_coupling_inverse_cpu(y: Tensor, log_s: Tensor, t: Tensor) -> Tensor:
     B, C, T = y.shape
     x = torch.empty(y.shape)
     _C.affine_coupling_inverse_cpu(*inputs, x.data_ptr(), B, C * T)
+    return x
+
+
+def affine_coupling_inverse_cuda(y: Tensor, log_s: Tensor, t: Tensor) -> Tensor:
+    library, dtype, (B, C, T) = _cuda.library(), _cuda.dtype_code(y), y.shape
+    x = torch.empty(y.shape, dtype=y.dtype, device=y.device)
+    library.call("affine_coupling_inverse", *_items(y, log_s, t), x, B, C * T, dtype)
     return x
 
 
@@ -68,6 +93,14 @@ def affine_coupling_backward_cpu(dy: Tensor, dsum: Tensor, x: Tensor, log_s: Ten
     _C.affine_coupling_backward_cpu(
         dy_at, dy_stride, dsum.data_ptr(), *inputs, dx.data_ptr(), dlog_s.data_ptr(), B, C * T
     )
+    return dx, dlog_s
+
+
+def affine_coupling_backward_cuda(dy: Tensor, dsum: Tensor, x: Tensor, log_s: Tensor) -> tuple[Tensor, Tensor]:
+    library, dtype, (B, C, T) = _cuda.library(), _cuda.dtype_code(x), x.shape
+    dx, dlog_s = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for _ in range(2))
+    dsum = dsum.float().contiguous()
+    library.call("affine_coupling_backward", *_items(dy), dsum, *_items(x, log_s), dx, dlog_s, B, C * T, dtype)
     return dx, dlog_s
 
 
@@ -96,6 +129,7 @@ affine_coupling_fwd = Op(
     reference=affine_coupling_reference,
     fake=lambda x, log_s, t: (_contiguous_like(x), x.new_empty(x.shape[0])),
     cpu=affine_coupling_cpu,
+    cuda=affine_coupling_cuda,
     inputs=_inputs,
     cases=CASES,
 )
@@ -105,6 +139,7 @@ affine_coupling_inv = Op(
     reference=affine_coupling_inverse_reference,
     fake=lambda y, log_s, t: _contiguous_like(y),
     cpu=affine_coupling_inverse_cpu,
+    cuda=affine_coupling_inverse_cuda,
     inputs=_inputs,
     cases=CASES,
 )
@@ -114,6 +149,7 @@ affine_coupling_bwd = Op(
     reference=affine_coupling_backward_reference,
     fake=lambda dy, dsum, x, log_s: (_contiguous_like(x), _contiguous_like(x)),
     cpu=affine_coupling_backward_cpu,
+    cuda=affine_coupling_backward_cuda,
     inputs=lambda *shape, rand: (rand(*shape), rand(shape[0]), rand(*shape), rand(*shape) * 0.5),
     cases=CASES,
 )

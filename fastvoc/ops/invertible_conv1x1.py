@@ -13,17 +13,23 @@ Kingma and Dhariwal 2018, "Glow: Generative Flow with Invertible 1×1 Convolutio
 import torch
 from torch import Tensor
 
-from fastvoc import _C
+from fastvoc import _C, _cuda
 from fastvoc._op import Op, Unsupported, launch, needs_grad
 from fastvoc.errors import ConfigError, DeviceError, DTypeError, ShapeError
 
-MAX_CHANNELS = 32  # of csrc/cpu/invertible_conv1x1.cpp; a larger matrix is torch's own trade
+MAX_CHANNELS = 32  # of the kernels in csrc; a larger matrix is torch's own trade
 
 
 def _on_cpu(*tensors: Tensor) -> list[Tensor]:
     for t in tensors:
         if t.dtype is not torch.float32 or t.is_cuda:
             raise Unsupported("float32 on the CPU only")
+    if tensors[0].shape[1] > MAX_CHANNELS:
+        raise Unsupported(f"at most {MAX_CHANNELS} channels")
+    return [t.contiguous() for t in tensors]
+
+
+def _on_cuda(*tensors: Tensor) -> list[Tensor]:
     if tensors[0].shape[1] > MAX_CHANNELS:
         raise Unsupported(f"at most {MAX_CHANNELS} channels")
     return [t.contiguous() for t in tensors]
@@ -40,6 +46,13 @@ def invertible_conv1x1_cpu(x: Tensor, weight: Tensor) -> Tensor:
     return y
 
 
+def invertible_conv1x1_cuda(x: Tensor, weight: Tensor) -> Tensor:
+    library, dtype, (x, weight) = _cuda.library(), _cuda.dtype_code(x), _on_cuda(x, weight)
+    y = torch.empty_like(x)
+    library.call("invertible_conv1x1", weight, x, y, *x.shape, dtype)
+    return y
+
+
 def invertible_conv1x1_backward_reference(dy: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """-> dx, dweight (without the determinant's share)"""
     return torch.matmul(weight.t(), dy), torch.matmul(dy.transpose(0, 1).flatten(1), x.transpose(0, 1).flatten(1).t())
@@ -49,6 +62,15 @@ def invertible_conv1x1_backward_cpu(dy: Tensor, x: Tensor, weight: Tensor) -> tu
     dy, x, weight = _on_cpu(dy, x, weight)
     dx, dweight = torch.empty(x.shape), torch.empty(weight.shape)
     launch(_C.invertible_conv1x1_backward_cpu, weight, dy, x, dx, dweight, *x.shape)
+    return dx, dweight
+
+
+def invertible_conv1x1_backward_cuda(dy: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    library, dtype, (dy, x, weight) = _cuda.library(), _cuda.dtype_code(x), _on_cuda(dy, x, weight)
+    dx, dweight = torch.empty_like(x), torch.zeros_like(weight)
+    shares = x.new_empty(library.number("invertible_conv1x1_shares", x.shape[1]), dtype=torch.float32)
+    counter = x.new_zeros(1, dtype=torch.int32)
+    library.call("invertible_conv1x1_backward", weight, dy, x, dx, dweight, shares, counter, *x.shape, dtype)
     return dx, dweight
 
 
@@ -75,6 +97,7 @@ invertible_conv1x1_fwd = Op(
     reference=invertible_conv1x1_reference,
     fake=lambda x, weight: _contiguous_like(x),
     cpu=invertible_conv1x1_cpu,
+    cuda=invertible_conv1x1_cuda,
     inputs=lambda B, C, T, rand: (rand(B, C, T), rand(C, C) / C**0.5),
     cases=CASES,
 )
@@ -84,6 +107,7 @@ invertible_conv1x1_bwd = Op(
     reference=invertible_conv1x1_backward_reference,
     fake=lambda dy, x, weight: (_contiguous_like(x), _contiguous_like(weight)),
     cpu=invertible_conv1x1_backward_cpu,
+    cuda=invertible_conv1x1_backward_cuda,
     inputs=lambda B, C, T, rand: (rand(B, C, T), rand(B, C, T), rand(C, C) / C**0.5),
     cases=CASES,
 )
