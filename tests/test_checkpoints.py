@@ -247,6 +247,51 @@ def test_unknown_layouts_say_what_they_hold(tmp_path):
         load_checkpoint(path)
 
 
+# ---- an upstream's folder ------------------------------------------------------------------------------------------
+
+
+def test_a_folder_with_one_checkpoint(tmp_path):
+    _, path = r9y9_file(tmp_path)
+    (tmp_path / "notes.txt").write_text("x")
+    np.savez(tmp_path / "data.npz", a=np.ones(3))
+    (tmp_path / "config.json").write_text('{"some": "upstream"}')  # ours names its family
+    assert fastvoc.load(tmp_path).config == fastvoc.load(path).config
+    torch.save({"mel": torch.ones(3)}, tmp_path / "mel.pt")  # a file of torch's that no reader takes
+    assert fastvoc.load(tmp_path).config == fastvoc.load(path).config
+    with pytest.raises(ConfigError, match="unknown option 'colour'"):
+        fastvoc.load(tmp_path, colour=1)
+
+
+def test_a_folder_with_averaged_weights(tmp_path):
+    other, path = r9y9_file(tmp_path)
+    averaged, _ = r9y9_file(tmp_path)
+    path.rename(path.with_stem(path.stem + "_ema"))
+    torch.save({"state_dict": other.state_dict()}, path)
+    assert torch.equal(fastvoc.load(tmp_path).first_conv.weight, averaged.first_conv.weight)
+    assert torch.equal(fastvoc.load(path).first_conv.weight, other.first_conv.weight)
+    later, _ = r9y9_file(tmp_path)
+    path.rename(path.with_stem("checkpoint_step000000010"))
+    torch.save({"state_dict": other.state_dict()}, path.with_stem("checkpoint_step000000009"))
+    assert torch.equal(fastvoc.load(tmp_path).first_conv.weight, later.first_conv.weight)
+
+
+def test_folders_that_hold_several_or_none(tmp_path):
+    with pytest.raises(CheckpointError, match="no config.json of fastvoc, and no checkpoint"):
+        fastvoc.load(tmp_path)
+    torch.save({"conv_pre.weight": torch.ones(1), "ups.0.weight": torch.ones(1)}, tmp_path / "g_02500000")
+    (tmp_path / "config.json").write_text('{"resblock": "1"}')
+    with pytest.raises(IncompatibleCheckpointError, match="HiFi-GAN, an unsupported architecture; supported are.*WaveGlow"):
+        fastvoc.load(tmp_path)
+    _, path = r9y9_file(tmp_path)
+    shutil.copy(path, path.with_name("another.pth"))
+    with pytest.raises(ConfigError, match="several checkpoints: another.pth, checkpoint_step000000001.pth"):
+        fastvoc.load(tmp_path)
+    (tmp_path / "config.json").write_text('{"architectures": ["SpeechT5HifiGan"]}')
+    (tmp_path / "model.safetensors").write_bytes(b"x")
+    with pytest.raises(ConfigError, match=r"unsupported architecture \['SpeechT5HifiGan'\]; supported: .*wavenet"):
+        fastvoc.load(tmp_path)
+
+
 # ---- r9y9 ----------------------------------------------------------------------------------------------------------
 
 SMALL = dict(

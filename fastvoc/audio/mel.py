@@ -1,6 +1,7 @@
 """Mel front ends: wav (B, n_samples) -> mel (B, n_mels, n_frames).
 
-    S   = |STFT(wav)|^power / divisor      centred frames, periodic Hann padded to n_fft; n_frames = 1 + n_samples // hop
+    S   = |STFT(wav)|^power / divisor      centred frames, periodic Hann padded to n_fft; n_frames = 1 + n_samples // hop;
+                                           lws: see MelConfig.framing
     m   = log(max(filters · S, floor))     filters: triangles on the Slaney or HTK scale
     m   = clip((m + add) / divide)         the presets that map to [0, 1]
     mel = (m - mean) / scale               the presets that carry statistics
@@ -37,6 +38,7 @@ _CHOICES = {
     "log": tuple(_LOGS),
     "stft_divisor": (None, "normalized"),
     "pad_mode": ("reflect", "constant"),
+    "framing": ("centred", "lws"),
 }
 
 _BASE = {"sample_rate": 22050, "n_fft": 1024, "hop_length": 256, "win_length": 1024, "n_mels": 80}
@@ -49,6 +51,10 @@ _PRESETS = {
     },
     "parallel_wavegan": _PWG,
     "r9y9": {**_PWG, "fmin": 125},
+    "r9y9_2018": {
+        **_BASE, "fmin": 125, "fmax": 7600, "log": "20log10", "floor": 1e-5, "affine": (80, 100), "clip": (0, 1),
+        "framing": "lws",
+    },
     "clarinet": {
         **_BASE, "fmin": 125, "fmax": 7600, "power": 2, "log": "20log10", "floor": 1e-4, "affine": (80, 100), "clip": (0, 1),
     },
@@ -81,6 +87,10 @@ class MelConfig:
     pad_mode: str = "reflect"
     mean: tuple[float, ...] | None = None  # per band, of the training set
     scale: tuple[float, ...] | None = None
+    # "centred": frame f is around sample f · hop. "lws": frame f begins at sample f · hop of the signal behind
+    # n_fft - hop zeros, zeros at its end fill the last frame, and the window is √(Hann · 2 hop / n_fft), the Hann half a
+    # sample off (the lws package in mode "speech"). What a vocoder makes of such frames begins with those zeros
+    framing: str = "centred"
 
     def __post_init__(self):
         for name in ("sample_rate", "n_fft", "hop_length", "win_length", "n_mels"):
@@ -101,6 +111,11 @@ class MelConfig:
             raise ConfigError(f"n_fft is {self.n_fft}; at most {1 << 20} is allowed.")
         if self.win_length > self.n_fft:
             raise ConfigError(f"win_length {self.win_length} is larger than n_fft {self.n_fft}.")
+        if self.framing == "lws" and (self.win_length != self.n_fft or self.n_fft % self.hop_length):
+            raise ConfigError(
+                f"lws frames need win_length = n_fft, a multiple of hop_length, not {self.win_length}, {self.n_fft}, "
+                f"{self.hop_length}."
+            )
         if self.n_mels > self.n_fft // 2 + 1:
             raise ConfigError(
                 f"n_mels {self.n_mels} is larger than the {self.n_fft // 2 + 1} bins of n_fft {self.n_fft}."
@@ -125,9 +140,10 @@ class MelConfig:
 
     @classmethod
     def preset(cls, name: str, **changes) -> "MelConfig":
-        """tacotron, lmnt, parallel_wavegan, r9y9, clarinet or bfs18, with fields changed.
+        """tacotron, lmnt, parallel_wavegan, r9y9, r9y9_2018, clarinet or bfs18, with fields changed.
 
-        Upstream ClariNet rescales each clip to a peak of 0.999 first; that is the caller's, since it changes the audio too.
+        Upstream ClariNet and r9y9 of 2018 rescale each clip to a peak of 0.999 first; that is the caller's, since it
+        changes the audio too.
         parallel_wavegan and r9y9 checkpoints come with mean and scale.
         """
         if name not in _PRESETS:
@@ -153,9 +169,11 @@ class MelConfig:
     @property
     def min_samples(self) -> int:
         """The shortest input: reflection cannot reach past the other end."""
-        return self.n_fft // 2 + 1 if self.pad_mode == "reflect" else 1
+        return self.n_fft // 2 + 1 if self.pad_mode == "reflect" and self.framing == "centred" else 1
 
     def n_frames(self, n_samples: int) -> int:
+        if self.framing == "lws":
+            return -(-n_samples // self.hop_length) + self.n_fft // self.hop_length - 1
         return 1 + (n_samples + 2 * (self.n_fft // 2) - self.n_fft) // self.hop_length
 
     def frames_to_samples(self, n_frames: int) -> int:
@@ -197,9 +215,12 @@ def mel_spectrogram(wav: Tensor | np.ndarray, config: MelConfig) -> Tensor:
         first = tuple((~finite).nonzero()[0].tolist())
         raise AudioError(f"wav is not finite: {wav[first].item()} at index {first[0] if len(first) == 1 else first}.")
 
-    half, hop = config.n_fft // 2, config.hop_length
-    padded = F.pad((wav[None] if wav.ndim == 1 else wav)[:, None].double(), (half, half), mode=config.pad_mode)[:, 0]
-    n_frames = config.n_frames(n_samples)
+    hop, n_frames = config.hop_length, config.n_frames(n_samples)
+    before, after, mode = config.n_fft // 2, config.n_fft // 2, config.pad_mode
+    if config.framing == "lws":
+        before, mode = config.n_fft - hop, "constant"
+        after = (n_frames - 1) * hop + config.n_fft - before - n_samples
+    padded = F.pad((wav[None] if wav.ndim == 1 else wav)[:, None].double(), (before, after), mode=mode)[:, 0]
     blocks = [
         _mel_block(padded[:, start * hop : (min(start + _FRAMES_PER_BLOCK, n_frames) - 1) * hop + config.n_fft], config)
         for start in range(0, n_frames, _FRAMES_PER_BLOCK)
@@ -213,7 +234,7 @@ def _mel_block(padded: Tensor, config: MelConfig) -> Tensor:
         return padded.new_zeros(0, config.n_mels, 1 + (padded.shape[1] - config.n_fft) // config.hop_length)
     filters, window = _tables(
         config.sample_rate, config.n_fft, config.win_length, config.n_mels, config.fmin, config.fmax,
-        config.mel_scale, config.mel_norm, padded.device,
+        config.mel_scale, config.mel_norm, config.hop_length if config.framing == "lws" else None, padded.device,
     )  # fmt: skip
     spectrum = torch.stft(
         padded, config.n_fft, config.hop_length, config.win_length, window, center=False, return_complex=True
@@ -229,8 +250,8 @@ def _mel_block(padded: Tensor, config: MelConfig) -> Tensor:
 
 
 @functools.lru_cache(maxsize=32)
-def _tables(sample_rate, n_fft, win_length, n_mels, fmin, fmax, mel_scale, mel_norm, device) -> tuple[Tensor, Tensor]:
-    """filters (n_mels, n_fft // 2 + 1) and window (win_length,), float64."""
+def _tables(sample_rate, n_fft, win_length, n_mels, fmin, fmax, mel_scale, mel_norm, lws_hop, device) -> tuple[Tensor, Tensor]:
+    """filters (n_mels, n_fft // 2 + 1) and window (win_length,), float64. lws_hop: of lws frames, else None."""
     if mel_scale == "slaney":  # linear below 1 kHz (15 mel), then 27 mel per factor of 6.4
         step = math.log(6.4) / 27
         low, high = (3 * f / 200 if f < 1000 else 15 + math.log(f / 1000) / step for f in (fmin, fmax))
@@ -242,10 +263,16 @@ def _tables(sample_rate, n_fft, win_length, n_mels, fmin, fmax, mel_scale, mel_n
     left, centre, right = edges[:-2, None], edges[1:-1, None], edges[2:, None]
     bins = np.linspace(0, sample_rate / 2, n_fft // 2 + 1)
     filters = np.maximum(0, np.minimum((bins - left) / (centre - left), (right - bins) / (right - centre)))
+    # librosa, where the Slaney scale comes from, keeps its filters in float32; under low floors that shows
+    rounded = (lambda x: x.astype(np.float32).astype(np.float64)) if mel_scale == "slaney" else (lambda x: x)
+    filters = rounded(filters)
     if mel_norm == "slaney":
-        filters *= 2 / (right - left)
+        filters = rounded(filters * (2 / (right - left)))
     with torch.inference_mode(False):  # a table first made under inference_mode could never be trained through
         window = torch.hann_window(win_length, dtype=torch.float64)
+        if lws_hop is not None:
+            angle = 2 * torch.pi * (torch.arange(win_length, dtype=torch.float64) + 0.5) / win_length
+            window = ((1 - torch.cos(angle)) * lws_hop / win_length).sqrt()
         return torch.from_numpy(filters).to(device), window.to(device)
 
 

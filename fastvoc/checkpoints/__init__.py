@@ -1,53 +1,98 @@
 """Checkpoint files of the public implementations: one layout per module, recognised by what is in the file.
 
 A reader module has `LAYOUT`, one line for people; `matches(contents, path)`; and `read(contents, path, **options)`, which
-returns the model. contents is what `read_file` made of the file: containers, numbers, strings and tensors, no foreign objects.
-It may have `find(folder)`, which returns the checkpoint to take of a folder of its upstream's, or None.
+returns the model. contents is what `read_file` made of the file: containers, numbers, strings, tensors and PickledModules,
+no foreign objects. It may have `dropped(contents) -> list[str]`, what it leaves behind where that is more than the entries
+beside the weights (an optimizer's state, for one).
 """
 
 import inspect
+import re
 from pathlib import Path
 
 from fastvoc.checkpoints import diffwave_lmnt, diffwave_philsyn, nv_wavenet, parallel_wavegan, r9y9
 from fastvoc.checkpoints.families import nearest
-from fastvoc.checkpoints.reading import read_file
-from fastvoc.errors import ConfigError, IncompatibleCheckpointError
+from fastvoc.checkpoints.reading import is_saved_by_torch, read_file
+from fastvoc.errors import CheckpointError, ConfigError, FastvocError, IncompatibleCheckpointError
 
 READERS = [r9y9, nv_wavenet, diffwave_lmnt, diffwave_philsyn, parallel_wavegan]
 
-__all__ = ["READERS", "find_checkpoint", "load_checkpoint", "read_file"]
+# Under these names files keep their weights; what else lies beside is not the model's
+WEIGHTS = {"model", "state_dict", "model_state_dict"}
+
+__all__ = ["READERS", "dropped", "load_checkpoint", "read_file", "recognise"]
 
 
 def load_checkpoint(path, **options):
-    """The model of one checkpoint file. Never runs code from it. Raises CheckpointError, ConfigError and their kin.
+    """The model of a checkpoint file, or of the one checkpoint in a folder. Never runs code from it.
 
-    options are handed to the reader; one that it does not know is a ConfigError.
+    options are handed to the reader; one that it does not know is a ConfigError. Raises CheckpointError and its kin too.
     """
+    path, reader, contents = recognise(path)
+    known = list(inspect.signature(reader.read).parameters)[2:]
+    for name in options:
+        if name not in known:
+            raise ConfigError(f"{path}: unknown option {name!r} for {reader.LAYOUT}; it takes {known or 'none'}")
+    return reader.read(contents, path, **options)
+
+
+def recognise(path) -> tuple:
+    """(file, the module that reads it, its contents). Raises CheckpointError and its kin where no reader takes it."""
     path = Path(path)
+    if path.is_dir():
+        return _recognise_folder(path)
     contents = read_file(path)
     for reader in READERS:
         if reader.matches(contents, path):
-            known = list(inspect.signature(reader.read).parameters)[2:]
-            for name in options:
-                if name not in known:
-                    raise ConfigError(f"{path}: unknown option {name!r} for {reader.LAYOUT}; it takes {known or 'none'}")
-            return reader.read(contents, path, **options)
+            return path, reader, contents
+    raise _unknown(contents, path)
+
+
+def dropped(reader, contents) -> list[str]:
+    """What of a file does not go into the model."""
+    if hasattr(reader, "dropped"):
+        return reader.dropped(contents)
+    if isinstance(contents, dict) and WEIGHTS & set(contents):
+        return [str(name) for name in contents if name not in WEIGHTS]
+    return []
+
+
+def _recognise_folder(folder: Path) -> tuple:
+    """An upstream's folder: checkpoints of one training, of which the last is taken, and its averaged twin (_ema) first."""
+    steps = lambda file: int(re.sub(r"\D", "", file.stem)[-18:] or 0)
+    kinds = {}
+    for file in sorted(file for file in folder.iterdir() if file.is_file() and is_saved_by_torch(file)):
+        kinds.setdefault(re.sub(r"\d+", "", file.name.replace("_ema", "")), []).append(file)
+    found, faults = [], []
+    for files in kinds.values():
+        try:
+            found.append(recognise(max(files, key=lambda file: (steps(file), file.stem.endswith("_ema")))))
+        except FastvocError as fault:
+            faults.append(fault)
+    if len(found) > 1:
+        names = ", ".join(file.name for file, *_ in found)
+        raise ConfigError(f"{folder} holds several checkpoints: {names}", hint="Name one of the files.")
+    if found:
+        return found[0]
+    if faults:
+        raise faults[0]
+    message = f"{folder} is no model folder: it has no config.json of fastvoc, and no checkpoint that torch.save wrote."
+    raise CheckpointError(
+        message, hint="Expected config.json, model.safetensors and preprocessor_config.json, or one checkpoint file."
+    )
+
+
+def _unknown(contents, path) -> IncompatibleCheckpointError:
     supported = "Supported are: " + "; ".join(reader.LAYOUT for reader in READERS) + "."
     if not isinstance(contents, dict):
-        raise IncompatibleCheckpointError(f"{path} holds a {type(contents).__name__}, no known layout.", hint=supported)
+        return IncompatibleCheckpointError(f"{path} holds a {type(contents).__name__}, no known layout.", hint=supported)
     if "param_groups" in contents:
-        raise IncompatibleCheckpointError(f"{path} holds an optimizer's state, no weights.", hint=supported)
+        return IncompatibleCheckpointError(f"{path} holds an optimizer's state, no weights.", hint=supported)
     # The layout shows one level further down, in the weights' own names
     inner = next((v for v in contents.values() if isinstance(v, dict)), {})
     shown = [str(k)[:80] for k in [*contents, *inner]]
     found = ", ".join(shown[:10]) + (" …" if len(shown) > 10 else "")
     resembles = nearest(inner or contents)
-    raise IncompatibleCheckpointError(
+    return IncompatibleCheckpointError(
         f"{path} has no known layout; it holds: {found or 'nothing'}." + (f" {resembles}" if resembles else ""), hint=supported
     )
-
-
-def find_checkpoint(folder) -> Path | None:
-    """The checkpoint to take of a folder that an upstream's training or download left, or None."""
-    finders = [reader.find for reader in READERS if hasattr(reader, "find")]
-    return next((path for find in finders if (path := find(Path(folder))) is not None), None)

@@ -155,12 +155,6 @@ def preprocessing(settings: dict, model: ParallelWaveGAN, source) -> Preprocessi
     return Preprocessing(mel, gain=float(settings.get("global_gain_scale") or 1.0))
 
 
-def find(folder: Path) -> Path | None:
-    """The newest checkpoint of an upstream experiment or download folder, or None."""
-    steps = lambda path: int("".join(c for c in path.stem if c.isdigit()) or 0)
-    return max(folder.glob("checkpoint-*steps.pkl"), key=steps, default=None)
-
-
 def read_config(path: Path, config=None) -> tuple[dict, Path]:
     """config.yml, and where it is."""
     names = [Path(config)] if config else [path.parent / "config.yml", path.parent / "config.yaml"]

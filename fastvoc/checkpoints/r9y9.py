@@ -121,7 +121,8 @@ def preprocessing(hparams: dict, cin_channels: int, path) -> Preprocessing | Non
         win_length=number("win_length", in_samples("win_length_ms", n_fft)), n_mels=bands,
         fmin=number("fmin", 125), fmax=number("fmax", None if "fmax" in hparams else 7600), **_statistics(path, bands),
     )
-    return Preprocessing(mel, PREEMPHASIS if before else 0.0, float(number("global_gain_scale", 1.0) or 1.0))
+    gain, cutoff = (float(number(name, default)) for name, default in (("global_gain_scale", 1.0), ("highpass_cutoff", 0.0)))
+    return Preprocessing(mel, PREEMPHASIS if before else 0.0, gain or 1.0, highpass=cutoff)
 
 
 def _weights(contents) -> dict:

@@ -205,6 +205,14 @@ def _view(storage, offset, shape, strides) -> Tensor:
     return storage.as_strided(tuple(shape), tuple(strides), offset)
 
 
+def is_saved_by_torch(path) -> bool:
+    """Whether a file begins as torch.save's files do: a zip archive, or a pickle of the magic number."""
+    with path.open("rb") as file:
+        head = file.read(32)
+    magic = MAGIC.to_bytes(10, "little")
+    return (head.startswith(b"PK\x03\x04") and path.suffix != ".npz") or (head[:1] == b"\x80" and magic in head)
+
+
 def float_tensors(values, path) -> dict[str, Tensor]:
     """The same dictionary, if it holds named floating point tensors and nothing else."""
     for name, value in values.items():

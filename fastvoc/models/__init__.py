@@ -3,7 +3,7 @@
 import difflib
 from pathlib import Path
 
-from fastvoc.errors import CheckpointError, ConfigError
+from fastvoc.errors import ConfigError
 from fastvoc.models.diffwave import DiffWave, DiffWaveConfig
 from fastvoc.models.parallel_wavegan import ParallelWaveGAN, ParallelWaveGANConfig
 from fastvoc.models.preprocessing import Preprocessing
@@ -28,7 +28,7 @@ __all__ = [
 
 def load(path, device="cpu", precision: str = "fp32", **options):
     """The vocoder of a model folder (config.json, model.safetensors, preprocessor_config.json), or of a checkpoint file
-    of a public implementation (fastvoc/checkpoints has one module for each), or the folder where it lies.
+    of a public implementation, or of the folder with that one file (fastvoc/checkpoints has one module for each).
 
     device     where the model is put
     precision  of `infer`, where its call gives none: "fp32" or "bf16"
@@ -51,19 +51,16 @@ def _load(path: Path, options: dict):
             else []
         )
         raise FileNotFoundError(f"no such file or folder: {path}" + (f" (did you mean {near[0]}?)" if near else ""))
-    from fastvoc.checkpoints import find_checkpoint, load_checkpoint  # which import the models
+    config = path / "config.json"
+    values = read_json(config) if config.is_file() else {}
+    # philsyn's DiffWave has a config.json of its own beside its checkpoint; ours names the family
+    if "family" in values or (path / "model.safetensors").is_file():
+        if options:
+            raise ConfigError(f"{path}: a model folder takes no options, got {sorted(options)}")
+        if values and values.get("family") not in MODELS:
+            found = values.get("family", values.get("architectures", "of no name"))
+            raise ConfigError(f"{path}: unsupported architecture {found!r}; supported: {sorted(MODELS)}")
+        return from_pretrained(MODELS.get(values.get("family")), path)
+    from fastvoc.checkpoints import load_checkpoint
 
-    checkpoint = path if path.is_file() else None if (path / "config.json").is_file() else find_checkpoint(path)
-    if checkpoint is not None:
-        return load_checkpoint(checkpoint, **options)
-    if options:
-        raise ConfigError(f"{path}: a folder takes no options, got {sorted(options)}")
-    if not (path / "config.json").is_file():
-        raise CheckpointError(
-            f"{path} is no model folder: it has no config.json",
-            hint="Expected config.json, model.safetensors and preprocessor_config.json.",
-        )
-    family = read_json(path / "config.json").get("family")
-    if family not in MODELS:
-        raise ConfigError(f"{path}: unsupported architecture {family!r}; supported: {sorted(MODELS)}")
-    return from_pretrained(MODELS[family], path)
+    return load_checkpoint(path, **options)
