@@ -74,7 +74,7 @@ def philsyn_outputs(model, dtype):
     t = lambda name: PHILSYN.tensor(name, dtype)
     noise = t("sample_noise_init")[:, 0], t("sample_noise")[:, :, 0]
     return {
-        "sample_audio": lambda: model.infer(t("sample_mel"), n_samples=700, noise=noise)[:, None],
+        "sample_audio": lambda: model.infer(t("sample_mel"), noise=noise)[:, None],
         "eps_out": lambda: model(t("eps_audio"), PHILSYN.tensor("eps_step"), t("eps_mel")),
         "upsampled_mel": lambda: model.upsample[4](t("eps_mel")[:1])[:, ::16],
     }
@@ -106,6 +106,16 @@ def test_a_changed_weight_is_noticed(family):
         if not name.startswith("upsampled"):
             with pytest.raises(AssertionError):
                 golden.check(name, run())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_bf16_is_near(family):
+    golden, load, *_ = FAMILIES[family]
+    model, name = load(), "eps_spec" if family == "lmnt" else "eps_mel"
+    want = model.infer(golden.tensor(name), schedule="fast", seed=1)
+    model.precision = "bf16"
+    got = model.infer(golden.tensor(name), schedule="fast", seed=1)
+    assert 0 < (got - want).square().mean().sqrt() < 0.01 * want.std()
 
 
 def test_lmnts_table_of_the_steps():
@@ -324,6 +334,7 @@ def test_no_item_no_audio_and_every_step_is_reported():
     unconditional = small(n_mels=0, audio_len=17)
     assert unconditional.infer(seed=1).shape == (1, 17)
     assert unconditional.infer(n_samples=5, batch=2, seed=1).shape == (2, 5)
+    assert unconditional.infer(noise=(torch.zeros(3, 11), torch.zeros(5, 3, 11))).shape == (3, 11)
 
 
 def test_infer_leaves_the_model_trainable():
@@ -445,7 +456,11 @@ MEL = torch.zeros(2, 5, 3)
         ({"mel": MEL, "seed": -1}, ConfigError, "seed"),
         ({"mel": MEL, "seed": 1, "noise": (torch.zeros(2, 24), torch.zeros(5, 2, 24))}, ConfigError, "not both"),
         ({"mel": MEL, "noise": torch.zeros(2, 24)}, ConfigError, "noise must be a pair"),
-        ({"mel": MEL, "noise": (torch.zeros(2, 23), torch.zeros(5, 2, 24))}, ShapeError, r"the start, is \(2, 23\)"),
+        ({"mel": MEL, "noise": (torch.zeros(2, 23), torch.zeros(5, 2, 24))}, ShapeError, r"draws, is .*expected \(5, 2, 23\)"),
+        ({"mel": MEL, "noise": (torch.zeros(2, 25), torch.zeros(5, 2, 25))}, ShapeError, "n_samples is 25, but 3 .* cover 24"),
+        ({"mel": MEL, "noise": (torch.zeros(3, 24), torch.zeros(5, 3, 24))}, ShapeError, r"the start, is \(3, 24\)"),
+        ({"mel": MEL, "noise": (torch.zeros(24), torch.zeros(5, 24))}, ShapeError, r"the start, is \(24,\)"),
+        ({"mel": MEL, "n_samples": 9, "noise": (torch.zeros(2, 8), torch.zeros(5, 2, 8))}, ShapeError, r"expected \(2, 9\)"),
         ({"mel": MEL, "noise": (torch.zeros(2, 24), torch.zeros(6, 2, 24))}, ShapeError, r"draws, is \(6, 2, 24\), expected \(5"),
     ],
 )

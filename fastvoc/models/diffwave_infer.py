@@ -48,8 +48,9 @@ class Sampling:
 
         schedule   "full": the training schedule; "fast": the model's short one; or β for each step
         label      (B,) classes, for a class-conditional model
-        n_samples  fewer samples than the mel covers; for a model without mel: how many (default: the config's audio_len)
-        batch      items of a model without mel and label (default 1)
+        n_samples  fewer samples than the mel covers; for a model without mel: how many. Default: those of the noise where
+                   it is given, else what the mel covers or the config's audio_len
+        batch      items of a model without mel and label; default: those of the noise, else 1
         lengths    (B,) frames of each item; the rest of the mel is padding, the rest of the result zero
         seed       names the noise; item b's does not depend on the others or on the length
         noise      a pair instead: start (B, n_samples), and the draws (n_steps - 1, B, n_samples) in the order of use
@@ -61,7 +62,8 @@ class Sampling:
         steps = self.schedule_steps(schedule)
         if mel is not None and self.config.n_mels:
             mel = self.check_mel(mel)
-        B, T = self._size(mel, label, n_samples, batch)
+        noise = _pair(noise)
+        B, T = self._size(mel, label, n_samples, batch, noise)
         self._check_conditions(mel, label, B, T)
         frames = self._frames(mel, lengths, B)
         start, draw = self._draws(noise, seed, B, T, len(steps))
@@ -98,22 +100,23 @@ class Sampling:
                 progress(done + 1, len(steps))
         return x
 
-    def _size(self, mel: Tensor | None, label: Tensor | None, n_samples: int | None, batch: int | None) -> tuple[int, int]:
-        if n_samples is not None and (not isinstance(n_samples, int) or n_samples < 1):
-            raise ConfigError(f"n_samples must be a positive integer, got {n_samples!r}")
+    def _size(self, mel, label, n_samples: int | None, batch: int | None, noise) -> tuple[int, int]:
+        """Items and samples."""
+        for name, value in (("n_samples", n_samples), ("batch", batch)):
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ConfigError(f"{name} must be a positive integer, got {value!r}")
         given = mel if mel is not None else label
-        if batch is not None:
-            if given is not None:
-                raise ConfigError("batch is for a model without mel and label; here they tell it")
-            if not isinstance(batch, int) or batch < 1:
-                raise ConfigError(f"batch must be a positive integer, got {batch!r}")
-        B = len(given) if given is not None else batch or 1
+        if batch is not None and given is not None:
+            raise ConfigError("batch is for a model without mel and label; here they tell it")
+        of_noise = (None, None) if noise is None or noise[0].dim() != 2 else noise[0].shape
+        B = len(given) if given is not None else batch or of_noise[0] or 1
+        T = n_samples or of_noise[1]
         if mel is not None and self.config.n_mels:
             covered = mel.shape[2] * self.hop_length
-            if n_samples is not None and n_samples > covered:
-                raise ShapeError(f"n_samples is {n_samples}, but {mel.shape[2]} mel frames cover {covered}")
-            return B, n_samples or covered
-        T = n_samples or self.config.audio_len
+            if T is not None and T > covered:
+                raise ShapeError(f"n_samples is {T}, but {mel.shape[2]} mel frames cover {covered}")
+            return B, T or covered
+        T = T or self.config.audio_len
         if T is None and not self.config.n_mels:
             raise ConfigError("this model does not tell how long its audio is: pass n_samples=…")
         return B, T or 1
@@ -136,8 +139,14 @@ class Sampling:
             return self.normal_noise((B, T), seed), lambda i: self.normal_noise((B, T), seed, i + 1)
         if seed is not None:
             raise ConfigError("pass seed or noise, not both")
-        if not isinstance(noise, list | tuple) or len(noise) != 2:
-            raise ConfigError("noise must be a pair: the start (B, n_samples) and the draws (n_steps - 1, B, n_samples)")
         start = self.given_noise("noise[0], the start,", noise[0], (B, T))
         draws = self.given_noise("noise[1], the draws,", noise[1], (n_steps - 1, B, T))
         return start, lambda i: draws[i]
+
+
+def _pair(noise) -> tuple[Tensor, Tensor] | None:
+    if noise is None:
+        return None
+    if not isinstance(noise, list | tuple) or len(noise) != 2:
+        raise ConfigError("noise must be a pair: the start (B, n_samples) and the draws (n_steps - 1, B, n_samples)")
+    return torch.as_tensor(noise[0]), torch.as_tensor(noise[1])
