@@ -1,4 +1,4 @@
-"""python -m benchmarks ops|wavenet|all [--quick] [--threads N] [--out FILE]
+"""python -m benchmarks ops|wavenet|models|all [--quick] [--threads N] [--out FILE]
 python -m benchmarks --compare BEFORE.json AFTER.json
 """
 
@@ -6,10 +6,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from benchmarks import bench_ops, bench_wavenet, timer
+from benchmarks import bench_models, bench_ops, bench_wavenet, timer
 from fastvoc.report.results import compare, read_results
 
-BENCHMARKS = {"ops": bench_ops.run, "wavenet": bench_wavenet.run}
+BENCHMARKS = {"ops": bench_ops.run, "wavenet": bench_wavenet.run, "models": bench_models.run}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> None:
     if options.compare:
         sys.exit(print_changes(*options.compare))
     if options.out and options.what == "all":
-        parser.error("--out takes one benchmark: ops or wavenet")
+        parser.error("--out takes one benchmark")
     if options.threads is not None and options.threads < 1:
         parser.error("--threads must be at least 1")
     for name in BENCHMARKS if options.what == "all" else [options.what]:
