@@ -10,12 +10,12 @@ import inspect
 import re
 from pathlib import Path
 
-from fastvoc.checkpoints import diffwave_lmnt, diffwave_philsyn, nv_wavenet, parallel_wavegan, r9y9
+from fastvoc.checkpoints import diffwave_lmnt, diffwave_philsyn, nv_wavenet, parallel_wavegan, r9y9, waveglow
 from fastvoc.checkpoints.families import nearest
 from fastvoc.checkpoints.reading import is_saved_by_torch, read_file
 from fastvoc.errors import CheckpointError, ConfigError, FastvocError, IncompatibleCheckpointError
 
-READERS = [r9y9, nv_wavenet, diffwave_lmnt, diffwave_philsyn, parallel_wavegan]
+READERS = [r9y9, nv_wavenet, diffwave_lmnt, diffwave_philsyn, parallel_wavegan, waveglow]
 
 # Under these names files keep their weights; what else lies beside is not the model's
 WEIGHTS = {"model", "state_dict", "model_state_dict"}

@@ -23,7 +23,7 @@ MAX_VISITS = 100_000  # modules and tensors of one object; shared ones can be mo
 
 # Classes whose objects are read as shells: the upstreams' modules, torch's, and what hangs on them
 INERT = re.compile(
-    r"(glow|glow_old|wavenet)\.\w+"
+    r"((\w+\.)*(glow|glow_old)|wavenet)\.\w+"  # WaveGlow's module also as a part of a package
     r"|torch\.nn\.modules\.\w+\.\w+"
     r"|torch\.nn\.utils\.(weight_norm\.WeightNorm|spectral_norm\.SpectralNorm)"
     r"|torch\.nn\.backends\.thnn\._get_thnn_function_backend"  # in every module pickle of torch 1.2 and before

@@ -110,16 +110,23 @@ class GatedResidualStack(nn.Module):
             raise ShapeError(f"step is {tuple(step.shape)}, expected (B, layers, residual_channels) = {expected}")
 
     @torch.no_grad()
-    def weights(self) -> StackWeights:
-        """The canonical weights, stacked over the layers, in the parameters' dtype."""
+    def weights(self, head: nn.Conv1d | None = None) -> StackWeights:
+        """The canonical weights, stacked over the layers, in the parameters' dtype.
+
+        head: a 1×1 convolution of the sum of the skips, which is folded into the skip rows: its output replaces theirs.
+        """
         stack = lambda get: torch.stack([get(layer).detach() for layer in self.layers]).contiguous()
-        w_in = stack(lambda layer: layer.conv.weight)
+        w_in, w_out, b_out = (
+            stack(get) for get in (lambda l: l.conv.weight, lambda l: l.out.weight[:, :, 0], lambda l: l.out.bias)
+        )
+        if head is not None:
+            w_out, b_out = self._folded(head, w_out, b_out)
         return StackWeights(
             w_in=w_in,
             b_in=stack(lambda layer: layer.conv.bias),
             w_cond=stack(lambda layer: layer.cond.weight[:, :, 0]) if self.cond_channels else w_in.new_zeros(*w_in.shape[:2], 0),
-            w_out=stack(lambda layer: layer.out.weight[:, :, 0]),
-            b_out=stack(lambda layer: layer.out.bias),
+            w_out=w_out,
+            b_out=b_out,
             dilations=self.dilations,
             causal=self.causal,
             rho=self.rho,
@@ -127,16 +134,28 @@ class GatedResidualStack(nn.Module):
             cond_per_layer=self.cond_per_layer,
         )
 
-    def plan(self, precision: str = "fp32", threads: int | None = None):
+    def _folded(self, head: nn.Conv1d, w_out: Tensor, b_out: Tensor) -> tuple[Tensor, Tensor]:
+        if not self.skip_channels:
+            raise ConfigError("a stack without skips has nothing to fold a head into")
+        # In float64, since what is rounded here is rounded in every sample
+        w, R = head.weight[:, :, 0].double(), self.residual_channels
+        skip_w, skip_b = w @ w_out[:, R:].double(), b_out[:, R:].double() @ w.t()
+        if head.bias is not None:
+            skip_b[-1] += head.bias
+        w_out = torch.cat([w_out[:, :R], skip_w.to(w_out)], 1)
+        return w_out, torch.cat([b_out[:, :R], skip_b.to(b_out)], 1)
+
+    def plan(self, precision: str = "fp32", threads: int | None = None, head: nn.Conv1d | None = None):
         """The packed weights for this device, precision and forced backend; made anew when a parameter has changed."""
-        key = forced_backend(), precision, threads
+        key = forced_backend(), precision, threads, head is not None
+        parameters = [*self.parameters(), *(head.parameters() if head is not None else ())]
         # An inference tensor cannot change in place, and counts no versions
-        stamp = tuple((p.data_ptr(), 0 if p.is_inference() else p._version, p.dtype) for p in self.parameters())
+        stamp = tuple((p.data_ptr(), 0 if p.is_inference() else p._version, p.dtype) for p in parameters)
         if self._plans.get("stamp") != stamp:
             self._plans = {"stamp": stamp}
         if key not in self._plans:
             device = next(self.parameters()).device
-            self._plans[key] = gated_residual_stack.plan(device, self.weights(), precision=precision, threads=threads)
+            self._plans[key] = gated_residual_stack.plan(device, self.weights(head), precision=precision, threads=threads)
         return self._plans[key]
 
     def infer(
@@ -147,10 +166,20 @@ class GatedResidualStack(nn.Module):
         *,
         precision: str = "fp32",
         threads: int | None = None,
+        head: nn.Conv1d | None = None,
     ) -> Tensor:
-        """`forward` without gradients, on the fastest backend. Arguments and result as forward's."""
+        """`forward` without gradients, on the fastest backend. Arguments and result as forward's.
+
+        head: a 1×1 convolution behind the sum of the skips; with it the result is its output.
+        """
         self._check(x, cond, step)
-        return self.plan(precision, threads).run(x, cond, step)
+        return self.plan(precision, threads, head).run(x, cond, step)
+
+    @property
+    def reach(self) -> int:
+        """Samples before and after (causal: before) that the result at one sample depends on."""
+        taps = self.layers[0].conv.kernel_size[0] - 1
+        return sum(self.dilations) * taps // (1 if self.causal else 2)
 
     def __getstate__(self):
         return {**self.__dict__, "_plans": {}}  # packed weights are made anew where the copy is used

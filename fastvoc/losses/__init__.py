@@ -13,6 +13,7 @@ from fastvoc.losses.gaussian import gaussian_loss
 from fastvoc.losses.mixture_of_gaussians import mixture_of_gaussians_loss
 from fastvoc.losses.mixture_of_logistics import mixture_of_logistics_loss
 from fastvoc.losses.stft import multi_resolution_stft_loss, stft_loss
+from fastvoc.losses.waveglow import waveglow_loss
 
 __all__ = [
     "diffused",
@@ -26,4 +27,5 @@ __all__ = [
     "mulaw_cross_entropy",
     "multi_resolution_stft_loss",
     "stft_loss",
+    "waveglow_loss",
 ]

@@ -8,10 +8,11 @@ from fastvoc.models.diffwave import DiffWave, DiffWaveConfig
 from fastvoc.models.parallel_wavegan import ParallelWaveGAN, ParallelWaveGANConfig
 from fastvoc.models.preprocessing import Preprocessing
 from fastvoc.models.pretrained import from_pretrained, read_json
+from fastvoc.models.waveglow import WaveGlow, WaveGlowConfig
 from fastvoc.models.wavenet import WaveNet, WaveNetConfig
 from fastvoc.ops.wavenet_generate import PRECISIONS
 
-MODELS = {"diffwave": DiffWave, "parallel_wavegan": ParallelWaveGAN, "wavenet": WaveNet}
+MODELS = {"diffwave": DiffWave, "parallel_wavegan": ParallelWaveGAN, "waveglow": WaveGlow, "wavenet": WaveNet}
 
 __all__ = [
     "MODELS",
@@ -20,18 +21,21 @@ __all__ = [
     "ParallelWaveGAN",
     "ParallelWaveGANConfig",
     "Preprocessing",
+    "WaveGlow",
+    "WaveGlowConfig",
     "WaveNet",
     "WaveNetConfig",
     "load",
 ]
 
 
-def load(path, device="cpu", precision: str = "fp32", **options):
+def load(path, device="cpu", precision: str = "fp32", weight_norm: bool = False, **options):
     """The vocoder of a model folder (config.json, model.safetensors, preprocessor_config.json), or of a checkpoint file
     of a public implementation, or of the folder with that one file (fastvoc/checkpoints has one module for each).
 
     device     where the model is put
     precision  of `infer`, where its call gives none: "fp32" or "bf16"
+    weight_norm  put weight norm on the convolutions, to train on as upstream does (models/weight_norm.py)
     options    what a reader asks for, such as teacher=PATH for a ClariNet student
 
     Raises FileNotFoundError, CheckpointError, ConfigError. Never runs code from a file.
@@ -40,6 +44,8 @@ def load(path, device="cpu", precision: str = "fp32", **options):
         raise ConfigError(f"precision: got {precision!r}, expected one of {list(PRECISIONS)}")
     model = _load(Path(path), options)
     model.precision = precision
+    if weight_norm:
+        model.apply_weight_norm()
     return model.to(device)
 
 

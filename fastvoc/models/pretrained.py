@@ -15,12 +15,18 @@ FORMAT_VERSION = 1
 
 
 def save_pretrained(model, folder) -> None:
-    """Writes the three files, each atomically; the weights first, so that a folder with a config is complete."""
+    """Writes the three files, each atomically; the weights first, so that a folder with a config is complete.
+
+    Weight norm is folded away.
+    """
     from safetensors.torch import save_file
+
+    from fastvoc.checkpoints.weight_norm import fold_weight_norm  # whose package imports the models
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {k: v.detach().float().contiguous().cpu() for k, v in model.state_dict().items()}
+    folded = fold_weight_norm({k: v.detach() for k, v in model.state_dict().items()})
+    tensors = {k: v.float().contiguous().cpu() for k, v in folded.items()}
     with atomic_path(folder / "model.safetensors") as path:
         save_file(tensors, path, metadata={"format": "pt"})
     if model.preprocessing is not None:

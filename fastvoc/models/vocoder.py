@@ -8,6 +8,7 @@ from fastvoc.audio.mel import MelConfig
 from fastvoc.errors import ConfigError, DeviceError, DTypeError, ShapeError
 from fastvoc.models import pretrained
 from fastvoc.models.wavenet_streams import check_finite
+from fastvoc.models.weight_norm import apply_weight_norm, remove_weight_norm
 from fastvoc.ops.philox import normal, philox, uniform
 
 
@@ -17,10 +18,12 @@ class Vocoder(nn.Module):
     family         the name in MODELS and in config.json;  Config: its dataclass
     preprocessing  the recording convention (models/preprocessing.py); None where the checkpoint does not tell
     precision      of `infer`, where the call gives none: "fp32" or "bf16"
+    without_weight_norm  ends of the names of convolutions that are trained without it (models/weight_norm.py)
     """
 
     family: str
     Config: type
+    without_weight_norm: tuple[str, ...] = ()
 
     def __init__(self):
         super().__init__()
@@ -76,6 +79,15 @@ class Vocoder(nn.Module):
         check_finite(mel)
         return mel.detach()
 
+    def check_lengths(self, lengths, mel: Tensor) -> list[int] | None:
+        """Frames of each item of mel (B, n_mels, n_frames), if lengths are B of 1…n_frames; None where all are whole."""
+        if lengths is None:
+            return None
+        frames = [int(n) for n in lengths]
+        if len(frames) != mel.shape[0] or not all(1 <= n <= mel.shape[2] for n in frames):
+            raise ShapeError(f"lengths are {frames}, expected {mel.shape[0]} numbers in 1…{mel.shape[2]}")
+        return None if frames == [mel.shape[2]] * mel.shape[0] else frames
+
     def normal_noise(self, shape: tuple[int, ...], seed: int | None, draw: int = 0) -> Tensor:
         """(B, …, T) standard normal numbers by position: item b's do not depend on the batch or on the length.
 
@@ -105,6 +117,8 @@ class Vocoder(nn.Module):
         waves = [w.cpu().numpy() for w in self.infer(mel, **options)]
         return [self.preprocessing.from_model(w) for w in waves] if self.preprocessing is not None else waves
 
+    apply_weight_norm = apply_weight_norm
+    remove_weight_norm = remove_weight_norm
     save_pretrained = pretrained.save_pretrained
     from_pretrained = classmethod(pretrained.from_pretrained)
 

@@ -1,0 +1,120 @@
+"""WaveGlow from noise to a waveform: the flows backwards, a stretch of time after the other."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from fastvoc.errors import ConfigError, ShapeError
+
+STRETCH = 16384  # groups of all items together that a network sees at once: bounds the memory, whatever the length
+SHORTEST = 4096  # of one item; each stretch is computed with the network's reach on both sides, which comes on top
+
+
+class Generation:
+    """`infer` of WaveGlow."""
+
+    @torch.no_grad()
+    def infer(
+        self,
+        mel: Tensor,
+        *,
+        sigma: float = 0.6,
+        lengths=None,
+        seed: int | None = None,
+        noise: list[Tensor] | None = None,
+        precision: str | None = None,
+        threads: int | None = None,
+    ) -> Tensor:
+        """mel (B, n_mels, n_frames) -> (B, n_frames · hop_length) float32, cut to whole groups.
+
+        sigma      of the noise. Models are trained with 1, and sound best below: 0.6 is what NVIDIA's README uses (its
+                   script says 1.0, DeepLearningExamples 0.9 in scripts and 0.6 in exports, Tacotron 2's notebooks 0.666)
+        lengths    (B,) frames of each item; the rest of the mel is padding, the rest of the result zero
+        seed       names the noise; item b's does not depend on the others or on the length
+        noise      instead, the normal draws in NVIDIA's order, before sigma: (B, channels of the last flow, n_groups),
+                   then (B, n_early_size, n_groups) for each early output, the last one first
+        precision  "fp32" or "bf16"; default: the model's own
+
+        Raises ShapeError, DTypeError, DeviceError, FeatureError, ConfigError.
+        """
+        mel, sigma = self.check_mel(mel), _checked_sigma(sigma)
+        n_groups = mel.shape[2] * self.hop_length // self.config.n_group
+        if not n_groups:
+            raise ShapeError(f"{mel.shape[2]} mel frames make less than one group of {self.config.n_group} samples")
+        draws = self._draws(noise, seed, mel.shape[0], n_groups)
+        how = {"precision": precision or self.precision, "threads": threads}
+        frames = self.check_lengths(lengths, mel)
+        if frames is None:
+            return self._generate(mel, [draw * sigma for draw in draws], how).float()
+        wave = mel.new_zeros(mel.shape[0], n_groups * self.config.n_group, dtype=torch.float32)
+        for b, n_frames in enumerate(frames):  # the networks look ahead: padding behind an item would be heard in it
+            item, n = slice(b, b + 1), n_frames * self.hop_length // self.config.n_group
+            own = [draw[item, :, :n] * sigma for draw in draws]
+            wave[item, : n * self.config.n_group] = self._generate(mel[item, :, :n_frames], own, how)
+        return wave
+
+    def noise_shapes(self, batch: int, n_groups: int) -> list[tuple[int, int, int]]:
+        """Of the draws of one call, in order."""
+        n_early = sum(self.config.is_early(k) for k in range(self.config.n_flows))
+        return [(batch, c, n_groups) for c in [self.config.channels[-1]] + [self.config.n_early_size] * n_early]
+
+    def _draws(self, noise, seed: int | None, batch: int, n_groups: int) -> list[Tensor]:
+        shapes = self.noise_shapes(batch, n_groups)
+        if noise is None:
+            every = self.normal_noise((batch, self.config.n_group, n_groups), seed)
+            return list(every.split([c for _, c, _ in shapes], 1))
+        if seed is not None:
+            raise ConfigError("pass seed or noise, not both")
+        if not isinstance(noise, list | tuple) or len(noise) != len(shapes):
+            got = f"{len(noise)} of them" if isinstance(noise, list | tuple) else f"a {type(noise).__name__}"
+            raise ShapeError(f"noise is {got}, expected a list of {len(shapes)} tensors {shapes}")
+        return [self.given_noise(f"noise[{i}]", draw, shape) for i, (draw, shape) in enumerate(zip(noise, shapes))]
+
+    def _generate(self, mel: Tensor, draws: list[Tensor], how: dict) -> Tensor:
+        """(B, n_groups · n_group)"""
+        x, *early = draws
+        stretches = self._stretches(mel, x.shape[2])
+        for k, flow in reversed([*enumerate(self.flows)]):
+            a, b = flow.coupling.halves(x)
+            params = x.new_empty(x.shape)
+            for first, last, low, high, cond in stretches:
+                out = flow.coupling.net.infer(a[:, :, low:high], cond(), **how)
+                params[:, :, first:last] = out[:, :, first - low : last - low]
+            x = flow.convinv.inverse(flow.coupling.undone(a, b, params))
+            if self.config.is_early(k):
+                x = torch.cat([early.pop(0), x], 1)
+        return x.transpose(1, 2).flatten(1)
+
+    def _stretches(self, mel: Tensor, n_groups: int) -> list[tuple]:
+        """(first, last, low, high, cond): groups first … last - 1 depend on low … high - 1, conditioned on cond().
+
+        A conditioning that is needed once a flow is kept where it is the only one, and else made anew.
+        """
+        reach = self.flows[0].coupling.net.stack.reach
+        size = max(SHORTEST, STRETCH // mel.shape[0])
+        if n_groups <= size + 2 * reach:
+            whole = self._conditioning(mel, 0, n_groups)
+            return [(0, n_groups, 0, n_groups, lambda: whole)]
+        stretches = []
+        for first in range(0, n_groups, size):
+            last = min(first + size, n_groups)
+            low, high = max(first - reach, 0), min(last + reach, n_groups)
+            stretches.append((first, last, low, high, lambda low=low, high=high: self._conditioning(mel, low, high)))
+        return stretches
+
+    def _conditioning(self, mel: Tensor, low: int, high: int) -> Tensor:
+        """Groups low … high - 1 of `conditioning`, from the frames that they depend on."""
+        hop, group = self.hop_length, self.config.n_group
+        before = -(-self.config.upsample_kernel // hop) - 1
+        first = max(low * group // hop - before, 0)
+        last = -(-high * group // hop)
+        skipped = low * group - first * hop  # samples that these frames make before group `low`
+        c = self.upsample(mel[:, :, first:last])[:, :, skipped : skipped + (high - low) * group]
+        return c.unflatten(2, (high - low, group)).transpose(1, 2).flatten(2)
+
+
+def _checked_sigma(sigma: float) -> float:
+    if isinstance(sigma, bool) or not isinstance(sigma, int | float) or not 0 <= sigma < math.inf:
+        raise ConfigError(f"sigma must be a number of at least 0, got {sigma!r}")
+    return float(sigma)
