@@ -11,10 +11,15 @@ namespace {
 
 #if defined(__AMX_BF16__)
 
-// Tiles 0-3 hold C, 4 holds A (rows of inputs), 5-6 hold B. `rows`: how many rows A and C have.
+// The compiler does not know that tiles and their configuration are loaded from memory (GCC 12 names 8 bytes of 64, and none
+// of a tile): what was written must really be there.
+inline void tile_fence(const void* at = nullptr) { __asm__ volatile("" ::"r"(at) : "memory"); }
+
+// For tile_block: tiles 0-3 hold C, 4 holds A (rows of inputs), 5-6 hold B. `rows`: how many rows A and C have.
 inline void tile_configure(int rows) {
   struct alignas(64) { std::uint8_t palette = 1, start_row = 0, reserved[14] = {}; std::uint16_t bytes[16] = {}; std::uint8_t rows[16] = {}; } config;
   for (int i = 0; i < 7; ++i) config.bytes[i] = 64, config.rows[i] = i < 5 ? rows : 16;
+  tile_fence(&config);
   _tile_loadconfig(&config);
 }
 inline void tile_release() { _tile_release(); }
@@ -22,6 +27,7 @@ inline void tile_release() { _tile_release(); }
 // out[m][0..16·NV) = Σ_k in[m][k]·panel[k][..];  panel as in matrix.h, `width` outputs wide
 template <int NV>
 inline void tile_block(const bf16* panel, int width, const bf16* in, int ld, int K, float* out) {
+  tile_fence();
   _tile_zero(0);
   if (NV > 1) _tile_zero(1);
   if (NV > 2) _tile_zero(2);
@@ -41,6 +47,48 @@ inline void tile_block(const bf16* panel, int width, const bf16* in, int ld, int
   if (NV > 1) _tile_stored(1, out + 16, row);
   if (NV > 2) _tile_stored(2, out + 32, row);
   if (NV > 3) _tile_stored(3, out + 48, row);
+}
+
+// For products of many rows: tiles 0-3 hold C, two times 16 rows by two times 16 columns; 4-5 hold A, 6-7 hold B.
+inline void tile_configure_square() {
+  struct alignas(64) { std::uint8_t palette = 1, start_row = 0, reserved[14] = {}; std::uint16_t bytes[16] = {}; std::uint8_t rows[16] = {}; } config;
+  for (int i = 0; i < 8; ++i) config.bytes[i] = 64, config.rows[i] = 16;
+  tile_fence(&config);
+  _tile_loadconfig(&config);
+}
+
+template <int NH, int NV>
+inline void tile_clear() {
+  _tile_zero(0);
+  if (NV > 1) _tile_zero(1);
+  if (NH > 1) _tile_zero(2);
+  if (NH > 1 && NV > 1) _tile_zero(3);
+}
+
+// C += A·B over 32 inputs: a[h] the first of 16 rows, ld[h] apart; b as in tile_block
+template <int NH, int NV>
+inline void tile_multiply(const bf16* const (&a)[2], const std::int64_t (&ld)[2], const bf16* b, int width) {
+  tile_fence();
+  _tile_loadd(6, b, width * 4);
+  if (NV > 1) _tile_loadd(7, b + 32, width * 4);
+  _tile_loadd(4, a[0], ld[0] * 2);
+  _tile_dpbf16ps(0, 4, 6);
+  if (NV > 1) _tile_dpbf16ps(1, 4, 7);
+  if (NH > 1) {
+    _tile_loadd(5, a[1], ld[1] * 2);
+    _tile_dpbf16ps(2, 5, 6);
+    if (NV > 1) _tile_dpbf16ps(3, 5, 7);
+  }
+}
+
+template <int NH, int NV>
+inline void tile_result(float* out, int ld) {
+  _tile_stored(0, out, ld * 4);
+  if (NV > 1) _tile_stored(1, out + 16, ld * 4);
+  if (NH > 1) {
+    _tile_stored(2, out + 16 * ld, ld * 4);
+    if (NV > 1) _tile_stored(3, out + 16 * ld + 16, ld * 4);
+  }
 }
 
 #else  // what the instructions do, in plain C++
@@ -71,6 +119,37 @@ inline void tile_block(const bf16* panel, int width, const bf16* in, int ld, int
       }
       out[m * 64 + n] = c;
     }
+}
+
+inline thread_local float emulated_c[2][2][16][16];
+inline void tile_configure_square() {}
+
+template <int NH, int NV>
+inline void tile_clear() {
+  std::memset(emulated_c, 0, sizeof emulated_c);
+}
+
+template <int NH, int NV>
+inline void tile_multiply(const bf16* const (&a)[2], const std::int64_t (&ld)[2], const bf16* b, int width) {
+  for (int h = 0; h < NH; ++h)
+    for (int v = 0; v < NV; ++v)
+      for (int m = 0; m < 16; ++m)
+        for (int n = 0; n < 16; ++n) {
+          float even = 0, odd = 0;
+          for (int p = 0; p < 16; ++p) {
+            const bf16 *x = a[h] + m * ld[h] + 2 * p, *w = b + (p * width + v * 16 + n) * 2;
+            even = __builtin_fmaf(widen(w[0]), widen(x[0]), even);
+            odd = __builtin_fmaf(widen(w[1]), widen(x[1]), odd);
+          }
+          emulated_c[h][v][m][n] += even + odd;
+        }
+}
+
+template <int NH, int NV>
+inline void tile_result(float* out, int ld) {
+  for (int h = 0; h < NH; ++h)
+    for (int v = 0; v < NV; ++v)
+      for (int m = 0; m < 16; ++m) std::memcpy(out + (h * 16 + m) * ld + v * 16, emulated_c[h][v][m], 64);
 }
 
 #endif

@@ -86,6 +86,9 @@ class Run {
 
   void run() {
     const FlushDenormals flush;
+#if defined(FASTVOC_USE_AMX)
+    if (kHalf) tile_configure_square();
+#endif
     begin();
     for (int l = job_.first_layer; l < job_.last_layer; ++l) {
       barrier_.wait();
@@ -100,6 +103,9 @@ class Run {
       }
     }
     if (job_.last_layer == s_.n_layers) finish();
+#if defined(FASTVOC_USE_AMX)
+    if (kHalf) tile_release();
+#endif
   }
 
  private:
@@ -168,7 +174,7 @@ class Run {
       }
     });
     const bool last = l + 1 == s_.n_layers;
-    const Source<X> z{b_.z, s_.z_width, -t, n, nullptr, (const X*)layer.res.data, layer.res.K};
+    const Source<X> z{b_.z, s_.z_width, -t, kTile, nullptr, (const X*)layer.res.data, layer.res.K};
     const std::int64_t row = b * job_.T + t;
     if (!last || !s_.S) {
       const X* x = (l == 0 ? input_ : b_.x[l % 2]) + row * s_.x_width;
@@ -189,7 +195,7 @@ class Run {
       });
     }
     if (!s_.S) return;
-    const Source<X> z_skip{b_.z, s_.z_width, -t, n, nullptr, (const X*)layer.skip.data, layer.skip.K};
+    const Source<X> z_skip{b_.z, s_.z_width, -t, kTile, nullptr, (const X*)layer.skip.data, layer.skip.K};
     float* skip = b_.skip + row * s_.s_width;
     product(&z_skip, 1, s_.s_width, t, n, [&](int n0, int nv, std::int64_t m, int M, const float* sums) {
       for (int v = 0; v < nv; ++v) {

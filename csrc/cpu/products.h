@@ -18,6 +18,11 @@ namespace {
 
 // 16 registers hold 6·2 sums, 2 weights, 1 input; 32 hold 6·4, 4, 1
 constexpr int kPanel = kLanes == 16 ? 4 : 2;  // vectors of a full panel: StackLayout::panel
+#if defined(FASTVOC_USE_AMX)
+constexpr int kInputsBf16 = 32;  // bf16 inputs that are read at once: StackLayout::inputs_bf16
+#else
+constexpr int kInputsBf16 = 2;
+#endif
 constexpr int kMaxDepth = 256;  // longer sums are made in parts, which keeps rounding errors as small as a blocked GEMM's
 
 template <class X>
@@ -33,6 +38,8 @@ struct Source {
     return std::uint64_t(i) < std::uint64_t(n) ? base + i * ld : outside;
   }
 };
+
+template <int N> struct Constant { static constexpr int value = N; };
 
 // One step of a block: inputs k … k + kStep<X> - 1 of M rows times NV vectors of weights.
 template <class X> constexpr int kStep = sizeof(X) == 2 ? 2 : 1;
@@ -114,10 +121,60 @@ inline int some_rows(const Source<X>* sources, int n_sources, std::int64_t n0, s
   return block<NV, 1>(sources, n_sources, n0, t, out), 1;
 }
 
+constexpr int kMaxRows = 32;  // of one block
+
+#if defined(FASTVOC_USE_AMX)
+
+// `rows` rows (at most 16·NH) of NV vectors of a panel that is `width` columns wide, by tiles. out: rows `width` apart.
+template <int NH, int NV>
+__attribute__((noinline)) void tiles(const Source<bf16>* sources, int n_sources, std::int64_t n0, int column, int width,
+                                     std::int64_t t, std::int64_t rows, float* out) {
+  tile_clear<NH, NV>();
+  alignas(64) bf16 border[2][16][32];
+  for (int s = 0; s < n_sources; ++s) {
+    const Source<bf16>& source = sources[s];
+    const bf16 *a[2], *w = source.w + n0 * source.K + 2 * column;
+    std::int64_t ld[2];
+    bool inside[2];
+    for (int h = 0; h < NH; ++h) {
+      const std::int64_t i = t + 16 * h + source.shift;
+      inside[h] = i >= 0 && i + 16 <= source.n;
+      a[h] = inside[h] ? source.base + i * source.ld : border[h][0];
+      ld[h] = inside[h] ? source.ld : 32;
+    }
+    for (int k = 0; k < source.K; k += 32, w += 32 * width) {
+      for (int h = 0; h < NH; ++h)
+        if (!inside[h])
+          for (int m = 0; m < 16; ++m) {
+            const bf16* row = 16 * h + m < rows ? source.row(t + 16 * h + m) : nullptr;
+            if (row) std::memcpy(border[h][m], row + k, 64);
+            else std::memset(border[h][m], 0, 64);
+          }
+      tile_multiply<NH, NV>(a, ld, w, width);
+      for (int h = 0; h < NH; ++h) a[h] += inside[h] ? 32 : 0;
+    }
+  }
+  tile_result<NH, NV>(out, width);
+}
+
+template <int NV>
+inline int some_rows(const Source<bf16>* sources, int n_sources, std::int64_t n0, std::int64_t t, std::int64_t rows, float* out) {
+  const auto of = [&](auto narrow, int column) {
+    constexpr int nv = decltype(narrow)::value;
+    if (rows > 16) tiles<2, nv>(sources, n_sources, n0, column, NV * 16, t, rows, out + column);
+    else tiles<1, nv>(sources, n_sources, n0, column, NV * 16, t, rows, out + column);
+  };
+  for (int v = 0; v + 2 <= NV; v += 2) of(Constant<2>{}, v * 16);
+  if (NV % 2) of(Constant<1>{}, (NV - 1) * 16);
+  return int(rows < 32 ? rows : 32);
+}
+
+#endif
+
 // The panel of NV vectors from column n0 on, for rows t … t + rows - 1. each(m, M, sums): rows m … m + M - 1 are done.
 template <int NV, class X, class F>
 inline void panel(const Source<X>* sources, int n_sources, std::int64_t n0, std::int64_t t, std::int64_t rows, F each) {
-  alignas(64) float sums[6 * NV * kLanes];
+  alignas(64) float sums[kMaxRows * NV * kLanes];
   for (std::int64_t m = 0; m < rows;) {
     const int M = some_rows<NV>(sources, n_sources, n0, t + m, rows - m, sums);
     each(m, M, sums);
