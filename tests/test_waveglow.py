@@ -105,6 +105,16 @@ def test_a_changed_weight_is_noticed(name):
                 GOLDEN.check(output, run())
 
 
+def test_bf16_is_near_fp32():
+    t = lambda name: GOLDEN.tensor(f"infer_{name}")
+    options = {"sigma": float(GOLDEN["infer_sigma"]), "noise": [t("z_0"), t("z_1")]}
+    want = nvidia().infer(t("mel"), **options)
+    got = nvidia().infer(t("mel"), precision="bf16", **options)
+    assert torch.equal(got, fastvoc.load(GOLDEN.path("waveglow_256channels_a.pt"), precision="bf16").infer(t("mel"), **options))
+    error = got - want
+    assert 0 < float(error.std()) < 0.02 * float(want.std()) and float(error.abs().max()) < 0.2
+
+
 # ---- Both directions -------------------------------------------------------------------------------------------------
 
 

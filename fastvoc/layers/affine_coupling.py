@@ -26,7 +26,7 @@ class AffineCoupling(nn.Module):
 
     def forward(self, audio: Tensor, cond: Tensor | None = None, reverse: bool = False):
         a, b = self.halves(audio)
-        params = self.net((a, cond))
+        params = self.net((a, cond)).to(audio.dtype)  # which autocast may have made a lower one
         if reverse:
             return self.undone(a, b, params)
         t, log_s = params.chunk(2, 1)

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from fastvoc._op import needs_grad
 from fastvoc.errors import ConfigError
-from fastvoc.ops.invertible_conv1x1 import inverse, invertible_conv1x1, invertible_conv1x1_inverse
+from fastvoc.ops.invertible_conv1x1 import inverse, invertible_conv1x1, invertible_conv1x1_inverse, log_abs_det
 
 
 class Invertible1x1Conv(nn.Module):
@@ -32,6 +32,10 @@ class Invertible1x1Conv(nn.Module):
             return self.inverse(z)
         y, log_det = invertible_conv1x1(z, self.conv.weight[:, :, 0])
         return y, log_det * (z.shape[0] * z.shape[2])
+
+    def log_det(self, z: Tensor) -> Tensor:
+        """B·T·log|det W| alone."""
+        return log_abs_det(self.conv.weight[:, :, 0]) * (z.shape[0] * z.shape[2])
 
     def inverse(self, y: Tensor) -> Tensor:
         """W⁻¹·y. Raises ConfigError where W is singular."""

@@ -21,6 +21,7 @@ from fastvoc.layers.gated_residual_stack import GatedResidualStack
 from fastvoc.layers.invertible_conv1x1 import Invertible1x1Conv
 from fastvoc.models.vocoder import Vocoder
 from fastvoc.models.waveglow_infer import Generation
+from fastvoc.models.waveglow_reversible import reversible_flows
 
 LIMIT = 65536  # of any number of channels, taps or layers
 
@@ -154,11 +155,15 @@ class WaveGlow(Generation, Vocoder):
     def hop_length(self) -> int:
         return self.config.upsample_stride
 
-    def forward(self, wave: Tensor, mel: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    def forward(
+        self, wave: Tensor, mel: Tensor, memory_efficient: bool = False
+    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """The latent of a waveform, and what its likelihood needs (losses/waveglow.py).
 
         wave  (B, n_samples) in [-1, 1]; samples beyond the last whole group are left out
         mel   (B, n_mels, n_frames), covering the samples: n_frames · hop + kernel - hop of them are made
+        memory_efficient  the backward pass computes the flows' inputs back from their outputs (waveglow_reversible.py):
+                          a training step has the memory of one flow, and one more run of each network
         -> z (B, n_group, n_samples / n_group), early outputs first;
            log_s of each flow (B, channels / 2, n_samples / n_group);
            log_det of each flow's convolution, B · n_samples / n_group · log|det W|
@@ -167,6 +172,9 @@ class WaveGlow(Generation, Vocoder):
         """
         x = self.groups(wave)
         cond = self.conditioning(mel, x.shape[0], x.shape[2])
+        if memory_efficient:
+            log_det = [flow.convinv.log_det(x) for flow in self.flows]
+            return *reversible_flows(self, x, cond), log_det
         z, log_s, log_det = [], [], []
         for k, flow in enumerate(self.flows):
             if self.config.is_early(k):
