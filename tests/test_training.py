@@ -1,6 +1,11 @@
-"""The trainer: learns, resumes as if it had never stopped, keeps what it has when interrupted."""
+"""The trainer: learns, resumes as if it had never stopped, keeps what it has when interrupted, shares its batch."""
 
+import copy
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,8 +16,11 @@ from fastvoc.demo import WAVENET
 from fastvoc.errors import AudioError, ConfigError, CorruptCheckpointError
 from fastvoc.models import load
 from fastvoc.training.make_speech import TEXT
-from fastvoc.training.trainer import Trainer, learning_rate
+from fastvoc.training.task import Draws
+from fastvoc.training.trainer import TASKS, Trainer, fixed, learning_rate
 
+torch.set_num_threads(1)
+ROOT = Path(__file__).parent.parent
 RECIPE = {
     "family": "wavenet",
     "model": {
@@ -31,6 +39,38 @@ RECIPE = {
         "validate_every": 20, "checkpoint_every": 10, "sample_every": 40,
     },
 }  # fmt: skip
+
+MEL = {**RECIPE["mel"], "name": "parallel_wavegan", "fmin": 20.0}
+TRAINING = {**RECIPE["training"], "learning_rate": 3e-3, "segment_frames": 8}
+RECIPES = {
+    "wavenet": RECIPE,
+    "parallel_wavegan": {
+        "family": "parallel_wavegan",
+        "model": {
+            "layers": 4, "stacks": 2, "residual_channels": 8, "gate_channels": 16, "skip_channels": 8, "aux_channels": 10,
+            "aux_context_window": 1, "upsample_params": {"upsample_scales": [5, 8]},
+        },
+        "discriminator": {"type": "MelGANMultiScaleDiscriminator", "channels": 4, "max_downsample_channels": 16,
+                          "downsample_scales": [4], "scales": 2},
+        "stft": {"fft_sizes": [128, 64], "hop_sizes": [30, 16], "win_lengths": [100, 64]},
+        "lambda_adversarial": 4.0,
+        "lambda_feature_matching": 2.0,
+        "mel": MEL,
+        "training": {**TRAINING, "weight_norm": True, "optimizer": "RAdam", "optimizer_options": {"eps": 1e-6},
+                     "discriminator": {"start": 7, "learning_rate": 1e-3, "gradient_clip": 0.5}},
+    },
+    "diffwave": {
+        "family": "diffwave",
+        "model": {
+            "layers": 4, "dilation_cycle": 2, "residual_channels": 8, "n_mels": 10, "upsample_scales": [4, 10],
+            "step_channels": 8, "step_hidden_channels": 16, "step_out_channels": 16,
+        },
+        "sample": {"schedule": "fast"},
+        "mel": {**RECIPE["mel"], "name": "lmnt", "fmin": 20.0},
+        "training": TRAINING,
+    },
+}  # fmt: skip
+every_family = pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
 
 
 @pytest.fixture(scope="module")
@@ -67,16 +107,116 @@ def test_learns_and_leaves_everything_behind(data, tmp_path):
     assert any(not torch.equal(v, trainer.average[k]) for k, v in trainer.model.state_dict().items())
 
 
-def test_resuming_changes_nothing(data, tmp_path):
-    whole = Trainer(RECIPE, data, tmp_path / "whole")
-    whole.train(until=14)
-    Trainer(RECIPE, data, tmp_path / "parts").train(until=5)
-    resumed = Trainer(RECIPE, data, tmp_path / "parts")
-    assert resumed.step == 5
-    resumed.train(until=14)
-    for name, value in weights_of(whole).items():
-        assert torch.equal(value, resumed.model.state_dict()[name]), name
-        assert torch.equal(whole.average[name], resumed.average[name]), name
+@every_family
+def test_resuming_changes_nothing(data, tmp_path, recipe, monkeypatch):
+    monkeypatch.setattr("fastvoc.training.trainer.REPORT_EVERY", 1)
+    recipe = {**recipe, "training": {**recipe["training"], "sample_every": 14}}
+    rows = {"whole": [], "parts": []}
+    whole = Trainer(recipe, data, tmp_path / "whole")
+    whole.train(until=14, progress=rows["whole"].append)
+    Trainer(recipe, data, tmp_path / "parts").train(until=9, progress=rows["parts"].append)
+    resumed = Trainer(recipe, data, tmp_path / "parts")
+    assert resumed.step == 9
+    resumed.train(until=14, progress=rows["parts"].append)
+    assert [(r["step"], r["loss"], r["parts"]) for r in rows["whole"]] == [
+        (r["step"], r["loss"], r["parts"]) for r in rows["parts"]
+    ]
+    assert whole.modules.keys() == resumed.modules.keys()
+    for network, module in whole.modules.items():
+        for name, value in module.state_dict().items():
+            assert torch.equal(value, resumed.modules[network].state_dict()[name]), name
+    for name, value in whole.average.items():
+        assert torch.equal(value, resumed.average[name]), name
+
+
+@every_family
+def test_every_family_learns_and_is_loadable(data, tmp_path, recipe):
+    trainer = Trainer({**recipe, "training": {**recipe["training"], "ema_decay": 0.5}}, data, tmp_path / "out")
+    before = trainer.validate()
+    trainer.train()
+    assert trainer.validate() < 0.95 * before
+    model = load(tmp_path / "out" / "model")
+    assert model.family == recipe["family"] and model.hop_length == 40 and model.preprocessing.mel == trainer.task.mel
+    wave = trainer.task.sample(model, trainer.heldout.mels[0])
+    assert np.isfinite(wave).all() and wave.std() > 1e-4
+    assert len(wave) == trainer.heldout.mels[0].shape[1] * 40
+    assert (tmp_path / "out" / "curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_parallel_wavegan_is_adversarial_from_its_step_on(data, tmp_path, monkeypatch):
+    monkeypatch.setattr("fastvoc.training.trainer.REPORT_EVERY", 1)
+    trainer, rows = Trainer(RECIPES["parallel_wavegan"], data, tmp_path), []
+    judge = copy.deepcopy(trainer.modules["discriminator"].state_dict())
+    same = lambda: all(torch.equal(v, judge[k]) for k, v in trainer.modules["discriminator"].state_dict().items())
+    trainer.train(until=7, progress=rows.append)
+    assert same() and set(rows[-1]["parts"]) == {"spectral_convergence", "log_magnitude"}
+    trainer.train(until=8, progress=rows.append)
+    parts = rows[-1]["parts"]
+    assert not same() and set(parts) - set(rows[0]["parts"]) == {"adversarial", "feature_matching", "real", "fake"}
+    models = ("spectral_convergence", "log_magnitude", "adversarial", "feature_matching")
+    assert rows[-1]["loss"] == pytest.approx(sum(parts[name] for name in models))
+
+
+def test_parallel_wavegan_keeps_its_statistics_and_folds_its_weight_norm(data, tmp_path):
+    trainer = Trainer(RECIPES["parallel_wavegan"], data, tmp_path)
+    trainer.train(until=2)
+    model = trainer.averaged_model()
+    assert model.mel_config.mean is None and model.mean.tolist() == pytest.approx(trainer.statistics[0])
+    z, c = torch.randn(1, 1, 320), torch.randn(1, 10, 10)
+    want = fixed(trainer.model, trainer.average)(z, c)
+    assert any(name.endswith("original0") for name in trainer.average)
+    assert torch.allclose(model(z, c), want, atol=1e-5) and want.std() > 1e-3
+
+
+def test_a_frozen_network_passes_gradients_on_and_takes_none():
+    layer, x = torch.nn.Linear(3, 3), torch.randn(2, 3, requires_grad=True)
+    fixed(layer)(x).sum().backward()
+    assert x.grad.abs().sum() > 0 and layer.weight.grad is None
+
+
+def test_draws_do_not_depend_on_who_shares_the_batch():
+    whole, halves = Draws(1, 5, 4), [Draws(1, 5, 4, slice(i, i + 2)) for i in (0, 2)]
+    for draw in (lambda d: d.normal(3), lambda d: d.uniform(2, 2), lambda d: d.integers(9)):
+        assert torch.equal(draw(whole), torch.cat([draw(half) for half in halves]))
+    assert not torch.equal(Draws(1, 6, 4).normal(3), Draws(1, 5, 4).normal(3))
+
+
+SHARED = """
+import json, sys, torch
+from fastvoc.training.trainer import Trainer
+torch.set_num_threads(1)
+for recipe in json.loads(sys.argv[1]):
+    Trainer(recipe, sys.argv[2], f"{sys.argv[3]}/{recipe['family']}").train(until=3)
+torch.distributed.destroy_process_group()
+"""
+
+
+def test_two_processes_take_the_steps_of_one(data, tmp_path):
+    """Of families whose loss is a mean over the batch; the spectral convergence's norms are each process's own."""
+    script, recipes = tmp_path / "shared.py", [r for f, r in RECIPES.items() if f != "parallel_wavegan"]
+    script.write_text(SHARED)
+    for recipe in recipes:
+        (tmp_path / "two" / recipe["family"]).mkdir(parents=True)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*torchrun, str(script), json.dumps(recipes), str(data), str(tmp_path / "two")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for recipe in recipes:
+        one = Trainer(recipe, data, tmp_path / "one" / recipe["family"])
+        start = weights_of(one)
+        one.train(until=3)
+        two = Trainer(recipe, data, tmp_path / "two" / recipe["family"])
+        assert two.step == 3
+        for name, value in weights_of(one).items():
+            assert torch.allclose(value, two.model.state_dict()[name], rtol=0, atol=1e-5), name
+        assert max((v - start[k]).abs().max() for k, v in weights_of(one).items()) > 1e-3
+
+
+def test_a_batch_that_cannot_be_shared(data, tmp_path, monkeypatch):
+    monkeypatch.setattr("fastvoc.training.processes.join", lambda device: (0, 3))
+    with pytest.raises(ConfigError, match="batch_size 2 cannot be shared by 3"):
+        Trainer(RECIPE, data, tmp_path)
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])
