@@ -12,12 +12,13 @@ import pytest
 import torch
 
 from fastvoc.audio import write_wav
+from fastvoc.cli.train import read_recipe
 from fastvoc.demo import WAVENET
-from fastvoc.errors import AudioError, ConfigError, CorruptCheckpointError
+from fastvoc.errors import AudioError, ConfigError, CorruptCheckpointError, DeviceError
 from fastvoc.models import load
 from fastvoc.training.make_speech import TEXT
 from fastvoc.training.task import Draws
-from fastvoc.training.trainer import TASKS, Trainer, fixed, learning_rate
+from fastvoc.training.trainer import OPTIONS, TASKS, Trainer, fixed, learning_rate
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).parent.parent
@@ -261,6 +262,23 @@ def test_bad_recipes_and_data(data, tmp_path):
         Trainer({**RECIPE, "family": "tacotron"}, data, tmp_path)
     with pytest.raises(ConfigError, match="residual_channels"):
         Trainer({**RECIPE, "model": {**RECIPE["model"], "residual_chanels": 8}}, data, tmp_path)
+    with pytest.raises(ConfigError, match="no device 'gpu'"):
+        Trainer(RECIPE, data, tmp_path, device="gpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(DeviceError, match="no GPU.*--device cpu"):
+            Trainer(RECIPE, data, tmp_path, device="cuda")
+    with pytest.raises(ConfigError, match="optimizer: got 'SGDW'"):
+        Trainer({**RECIPE, "training": {**RECIPE["training"], "optimizer": "SGDW"}}, data, tmp_path)
+    with pytest.raises(ConfigError, match="10 bands and a hop of 20, its model takes 10 bands and makes 40"):
+        Trainer({**RECIPE, "mel": {**RECIPE["mel"], "hop_length": 20}}, data, tmp_path)
+    adversarial = RECIPES["parallel_wavegan"]
+    for changes, words in (
+        ({"discriminator": {"type": "Judge"}}, "discriminator type: got 'Judge'"),
+        ({"discriminator": {"colour": 1}}, "does not fit"),
+        ({"training": RECIPE["training"]}, "training.discriminator.start"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            Trainer({**adversarial, **changes}, data, tmp_path)
     short = {k: v for k, v in RECIPE["training"].items() if k != "seed"}
     with pytest.raises(ConfigError, match="seed"):
         Trainer({**RECIPE, "training": short}, data, tmp_path)
@@ -273,6 +291,17 @@ def test_learning_rate_warms_up_then_halves():
     assert learning_rate(0, options) == pytest.approx(2e-3)
     assert learning_rate(1000, options) == pytest.approx(5e-3)
     assert learning_rate(100_000, options) == pytest.approx(1e-4)
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in (ROOT / "fastvoc" / "training" / "recipes").glob("*.json")))
+def test_recipes_that_come_with_fastvoc(name):
+    recipe = read_recipe(name, name.rpartition("-")[0])
+    task = TASKS[recipe["family"]](recipe)
+    task.set_statistics([0.0] * task.mel.n_mels, [1.0] * task.mel.n_mels)
+    assert all(option in recipe["training"] for option in OPTIONS)
+    assert "model" in task.networks() and set(task.phases(10**9)) <= set(task.networks())
+    longest_window = max(recipe.get("stft", {}).get("fft_sizes", [1]))
+    assert recipe["training"]["segment_frames"] * task.mel.hop_length > longest_window // 2
 
 
 def test_text_lists():

@@ -26,6 +26,7 @@ def add(commands) -> None:
                         help="a recipe that comes with fastvoc, or a .json file (default: FAMILY-demo)")
     parser.add_argument("--steps", type=whole(1, 10**9), metavar="N",
                         help="train up to this step (default: the recipe's)")
+    parser.add_argument("--device", default="cpu", metavar="NAME", help="cpu (default), cuda or cuda:N")
     parser.add_argument("--compile", action=BooleanOptionalAction, help="use torch.compile (default: the recipe's)")
     add_threads(parser)
 
@@ -37,7 +38,7 @@ def run(options) -> None:
     use_threads(options)
     recipe = read_recipe(options.recipe or f"{options.family}-demo", options.family)
     steps = options.steps or recipe["training"]["steps"]
-    trainer = Trainer(recipe, options.data, options.out, compile=options.compile)
+    trainer = Trainer(recipe, options.data, options.out, compile=options.compile, device=options.device)
     if trainer.step >= steps:
         log.info("%s is at step %d already; --steps asks for more", options.out, trainer.step)
         return

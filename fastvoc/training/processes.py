@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from fastvoc.errors import ConfigError
+from fastvoc.errors import ConfigError, DeviceError
 
 
 def join(device: torch.device) -> tuple[int, int]:
@@ -24,9 +24,14 @@ def join(device: torch.device) -> tuple[int, int]:
     return torch.distributed.get_rank(), n
 
 
-def local_device(device: str) -> torch.device:
-    """The name "cuda" is the GPU of this process's number on its machine."""
-    device = torch.device(device)
+def local_device(name: str) -> torch.device:
+    """The device of that name; "cuda" is the GPU of this process's number on its machine."""
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"there is no device {name!r}", hint="Expected cpu, cuda or cuda:N.") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise DeviceError(f"{name} was asked for, but torch sees no GPU here.", hint="Use --device cpu.")
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
     return device
