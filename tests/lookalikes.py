@@ -256,3 +256,221 @@ class PwgGenerator(nn.Module):
         x = torch.randn(1, 1, len(c) * 6) if x is None else x.t()[None]
         c = (c - self.mean) / self.scale if normalize_before else c
         return self(x, F.pad(c.t()[None], (self.aux_context_window, self.aux_context_window), mode="replicate"))[0].t()
+
+
+# ---- r9y9/wavenet_vocoder --------------------------------------------------------------------------------------------
+
+
+class CausalConv(nn.Conv1d):
+    def forward(self, x):
+        reach = (self.kernel_size[0] - 1) * self.dilation[0]
+        return F.conv1d(F.pad(x, (reach, 0)), self.weight, self.bias, dilation=self.dilation)
+
+
+class R9y9Block(nn.Module):
+    def __init__(self, R, G, S, kernel, dilation, cin, gin, cond_bias):
+        super().__init__()
+        self.dropout = 0.05
+        self.conv = weight_norm(CausalConv(R, G, kernel, dilation=dilation))
+        self.conv1x1c = weight_norm(nn.Conv1d(cin, G, 1, bias=cond_bias)) if cin > 0 else None
+        self.conv1x1g = weight_norm(nn.Conv1d(gin, G, 1, bias=cond_bias)) if gin > 0 else None
+        self.conv1x1_out, self.conv1x1_skip = (weight_norm(nn.Conv1d(G // 2, n, 1)) for n in (R, S))
+
+    def forward(self, x, c, g):
+        a = self.conv(x)
+        a = a if c is None else a + self.conv1x1c(c)
+        a = a if g is None else a + self.conv1x1g(g)
+        a, b = a.chunk(2, 1)
+        z = a.tanh() * b.sigmoid()
+        return (self.conv1x1_out(z) + x) * math.sqrt(0.5), self.conv1x1_skip(z)
+
+
+class R9y9Upsampler2018(nn.ModuleList):
+    """One ConvTranspose2d and a ReLU for each scale."""
+
+    def __init__(self, scales, freq_kernel=3):
+        super().__init__()
+        for s in scales:
+            padding = ((freq_kernel - 1) // 2, 0)
+            self += [weight_norm(nn.ConvTranspose2d(1, 1, (freq_kernel, s), stride=(1, s), padding=padding)), nn.ReLU()]
+
+    def forward(self, c):
+        c = c[:, None]
+        for layer in self:
+            c = layer(c)
+        return c[:, 0]
+
+
+class R9y9WaveNet(nn.Module):
+    """net: an upsampler; of_2018: under its name of then, with biases and skips that are halved on the way."""
+
+    def __init__(
+        self, out_channels=6, scalar_input=True, R=6, G=8, S=5, kernel=3, layers=4, stacks=2, cin=4, gin=-1, n_speakers=None,
+        net=None, of_2018=False, distribution="Logistic",
+    ):  # fmt: skip
+        super().__init__()
+        self.scalar_input, self.out_channels, self.cin_channels = scalar_input, out_channels, cin
+        if of_2018:
+            self.legacy, self.upsample_conv = True, net
+        else:
+            self.output_distribution, self.upsample_net = distribution, net
+        self.first_conv = weight_norm(nn.Conv1d(1 if scalar_input else out_channels, R, 1))
+        self.conv_layers = nn.ModuleList(
+            R9y9Block(R, G, S, kernel, 2 ** (i % (layers // stacks)), cin, gin, of_2018) for i in range(layers)
+        )
+        self.last_conv_layers = nn.ModuleList(
+            [nn.ReLU(), weight_norm(nn.Conv1d(S, S, 1)), nn.ReLU(), weight_norm(nn.Conv1d(S, out_channels, 1))]
+        )
+        self.embed_speakers = nn.Embedding(n_speakers, gin) if n_speakers else None
+
+    def forward(self, x, c=None, g=None, softmax=False):
+        of_2018 = hasattr(self, "legacy")
+        net = self.upsample_conv if of_2018 else self.upsample_net
+        c = c if c is None or net is None else net(c)
+        g = g if g is None or self.embed_speakers is None else self.embed_speakers(g.reshape(-1, 1)).transpose(1, 2)
+        x, skips = self.first_conv(x), None
+        for block in self.conv_layers:
+            x, skip = block(x, c, g)
+            skips = skip if skips is None else (skips + skip) * (math.sqrt(0.5) if of_2018 else 1.0)
+        x = skips if of_2018 else skips * math.sqrt(1 / len(self.conv_layers))
+        for layer in self.last_conv_layers:
+            x = layer(x)
+        return x.softmax(1) if softmax else x
+
+
+# ---- ksw0306/ClariNet ------------------------------------------------------------------------------------------------
+
+
+class ClarinetConv(nn.Module):
+    def __init__(self, n_in, n_out, kernel, dilation=1):
+        super().__init__()
+        self.conv = weight_norm(CausalConv(n_in, n_out, kernel, dilation=dilation))
+
+    def forward(self, x):
+        return self.conv(x)
+
+
+class ClarinetBlock(nn.Module):
+    def __init__(self, R, G, S, kernel, dilation, cin):
+        super().__init__()
+        self.filter_conv, self.gate_conv = (ClarinetConv(R, G, kernel, dilation) for _ in range(2))
+        self.res_conv, self.skip_conv = (weight_norm(nn.Conv1d(G, n, 1)) for n in (R, S))
+        self.filter_conv_c, self.gate_conv_c = (weight_norm(nn.Conv1d(cin, G, 1)) for _ in range(2))
+
+    def forward(self, x, c):
+        z = (self.filter_conv(x) + self.filter_conv_c(c)).tanh() * (self.gate_conv(x) + self.gate_conv_c(c)).sigmoid()
+        return (x + self.res_conv(z)) * math.sqrt(0.5), self.skip_conv(z)
+
+
+class ClarinetFlow(nn.Module):
+    def __init__(self, R=6, G=4, S=5, front=4, kernel=2, blocks=2, layers=3, cin=4, base=2):
+        super().__init__()
+        self.num_blocks, self.num_layers = blocks, layers
+        self.front_conv = nn.Sequential(ClarinetConv(1, R, front), nn.ReLU())
+        dilations = [base**n for n in range(layers)] * blocks
+        self.res_blocks = nn.ModuleList(ClarinetBlock(R, G, S, kernel, d, cin) for d in dilations)
+        self.final_conv = nn.Sequential(nn.ReLU(), ClarinetConv(S, S, 1), nn.ReLU(), ClarinetConv(S, 2, 1))
+
+    def wavenet(self, x, c):
+        x, skips = self.front_conv(x), 0.0
+        for block in self.res_blocks:
+            x, skip = block(x, c)
+            skips = skips + skip
+        return self.final_conv(skips)
+
+
+class ClarinetTeacher(ClarinetFlow):
+    def __init__(self, scales=(2, 4), **sizes):
+        super().__init__(**{"base": sizes.get("kernel", 2), **sizes})
+        self.upsample_conv = nn.ModuleList()
+        for s in scales:
+            conv = nn.ConvTranspose2d(1, 1, (3, 2 * s), padding=(1, s // 2), stride=(1, s))
+            self.upsample_conv += [weight_norm(conv), nn.LeakyReLU(0.4)]
+
+    def upsample(self, c):
+        c = c[:, None]
+        for layer in self.upsample_conv:
+            c = layer(c)
+        return c[:, 0]
+
+    def forward(self, x, c):
+        return self.wavenet(x, self.upsample(c))
+
+
+class ClarinetStudent(nn.Module):
+    def __init__(self, blocks=(1, 2), layers=3, R=6, G=4, S=5, kernel=3, cin=4):
+        super().__init__()
+        self.iafs = nn.ModuleList(ClarinetFlow(R, G, S, 4, kernel, b, layers, cin) for b in blocks)
+
+    def generate(self, z, c_up):
+        for iaf in self.iafs:
+            mean, log_scale = iaf.wavenet(z, c_up)[:, :, :-1].chunk(2, 1)
+            z = F.pad(z[:, :, 1:] * log_scale.exp() + mean, (1, 0))
+        return z
+
+
+# ---- NVIDIA/waveglow -------------------------------------------------------------------------------------------------
+
+
+class Invertible1x1(nn.Module):
+    def __init__(self, c):
+        super().__init__()
+        self.conv = nn.Conv1d(c, c, 1, bias=False)
+
+
+class WN(nn.Module):
+    def __init__(self, n_in, n_cond, layers, C, kernel, fused):
+        super().__init__()
+        self.start, self.end = weight_norm(nn.Conv1d(n_in, C, 1)), nn.Conv1d(C, 2 * n_in, 1)
+        self.in_layers = nn.ModuleList(
+            weight_norm(nn.Conv1d(C, 2 * C, kernel, dilation=2**i, padding=(kernel - 1) * 2**i // 2)) for i in range(layers)
+        )
+        self.res_skip_layers = nn.ModuleList(
+            weight_norm(nn.Conv1d(C, 2 * C if i < layers - 1 else C, 1)) for i in range(layers)
+        )
+        if fused:
+            self.cond_layer = weight_norm(nn.Conv1d(n_cond, 2 * C * layers, 1))
+        else:
+            self.cond_layers = nn.ModuleList(weight_norm(nn.Conv1d(n_cond, 2 * C, 1)) for _ in range(layers))
+
+    def forward(self, x, c):
+        x, output, last = self.start(x), 0.0, len(self.in_layers) - 1
+        C = x.shape[1]
+        conds = (
+            self.cond_layer(c).split(2 * C, 1) if hasattr(self, "cond_layer") else [layer(c) for layer in self.cond_layers]
+        )
+        for i, (conv, res_skip, cond) in enumerate(zip(self.in_layers, self.res_skip_layers, conds)):
+            a, b = (conv(x) + cond).chunk(2, 1)
+            y = res_skip(a.tanh() * b.sigmoid())
+            x, output = (x + y[:, :C], output + y[:, C:]) if i < last else (x, output + y)
+        return self.end(output)
+
+
+class WaveGlow(nn.Module):
+    """draws: the normal numbers that `infer` uses, in its order. alternating: the halves change places, as in glow_old."""
+
+    def __init__(self, n_mels=4, flows=5, group=8, every=2, early=2, layers=2, C=6, kernel=3, fused=True, hop=4, window=16):
+        super().__init__()
+        self.upsample = nn.ConvTranspose1d(n_mels, n_mels, window, stride=hop)
+        self.n_flows, self.n_group, self.n_early_every, self.n_early_size = flows, group, every, early
+        self.convinv, self.WN, remaining = nn.ModuleList(), nn.ModuleList(), group
+        for k in range(flows):
+            remaining -= early if k and k % every == 0 else 0
+            self.convinv.append(Invertible1x1(remaining))
+            self.WN.append(WN(remaining // 2, n_mels * group, layers, C, kernel, fused))
+        self.n_remaining_channels = remaining
+
+    def infer(self, spect, sigma=1.0, draws=None, alternating=False):
+        c = self.upsample(spect)[:, :, : -(self.upsample.kernel_size[0] - self.upsample.stride[0])]
+        c = c.unfold(2, self.n_group, self.n_group).permute(0, 2, 1, 3).flatten(2).transpose(1, 2)
+        draws = iter(draws)
+        x = sigma * next(draws)
+        for k in reversed(range(self.n_flows)):
+            halves = list(x.chunk(2, 1))
+            kept, changed = (1, 0) if alternating and k % 2 else (0, 1)
+            b, s = self.WN[k](halves[kept], c).chunk(2, 1)
+            halves[changed] = (halves[changed] - b) / s.exp()
+            x = F.conv1d(torch.cat(halves, 1), self.convinv[k].conv.weight[:, :, 0].inverse()[:, :, None])
+            if k and k % self.n_early_every == 0:
+                x = torch.cat([sigma * next(draws), x], 1)
+        return x.transpose(1, 2).flatten(1)

@@ -134,6 +134,51 @@ def test_parallel_wavegans_statistics():
         assert close(model.infer(c.t()[None].contiguous(), noise=x.t())[0], want[:, 0])
 
 
+# ---- WaveGlow --------------------------------------------------------------------------------------------------------
+
+GLOWS = {"fused": {}, "a layer each, no early output": {"fused": False, "flows": 2}, "hop 6": {"hop": 6, "window": 12, "C": 4}}
+
+
+def waveglow(**changes):
+    original = randomised(lookalikes.WaveGlow(**changes))
+    for conv in original.convinv:  # well conditioned
+        conv.conv.weight.data = torch.linalg.qr(torch.randn(*conv.conv.weight.shape[:2]))[0][:, :, None]
+    return original
+
+
+@pytest.mark.parametrize("alternating", [False, True])
+@pytest.mark.parametrize("changes", GLOWS.values(), ids=GLOWS)
+def test_waveglow(changes, alternating):
+    torch.manual_seed(0)
+    original, mel = waveglow(**changes), torch.randn(2, 4, 12)
+    model = fastvoc.accelerate(original, coupling="alternating" if alternating else "standard")
+    groups = 12 * original.upsample.stride[0] // 8
+    draws = [torch.randn(shape) for shape in model.noise_shapes(2, groups)]
+    with torch.no_grad():
+        want = original.infer(mel, 0.7, draws, alternating)
+    got = model.infer(mel, 0.7, noise=draws)
+    assert close(got, want)
+    z, log_s, log_det = model((mel, want))  # the way there
+    early, last = draws[1:], draws[0]
+    assert close(z.detach(), 0.7 * torch.cat([*early[::-1], last], 1), 1e-3) and len(log_s) == len(log_det) == original.n_flows
+    torch.manual_seed(0)
+    sigma_1 = model.infer(mel)
+    torch.manual_seed(0)
+    assert torch.equal(model.infer(mel, sigma=1.0), sigma_1) and model.remove_weightnorm(model) is model
+
+
+def test_the_order_of_waveglows_couplings_is_in_its_modules_name(monkeypatch):
+    original = waveglow()
+    assert not fastvoc.accelerate(original).config.alternating
+    monkeypatch.setattr(lookalikes.WaveGlow, "__module__", "tacotron2.waveglow.glow_old")
+    assert fastvoc.accelerate(original).config.alternating
+    with pytest.raises(ConfigError, match="coupling: got 'odd'"):
+        fastvoc.accelerate(original, coupling="odd")
+    del original.upsample.stride
+    with pytest.raises(IncompatibleCheckpointError, match="lacks what a WaveGlow has"):
+        fastvoc.accelerate(original)
+
+
 # ---- Any of them -----------------------------------------------------------------------------------------------------
 
 
@@ -168,7 +213,7 @@ def test_the_copy_is_independent_and_can_be_saved(tmp_path):
 def test_errors_of_accelerate():
     with pytest.raises(DTypeError, match="is a str.*fastvoc.load"):
         fastvoc.accelerate("model.pt")
-    with pytest.raises(IncompatibleCheckpointError, match="Linear is no module that fastvoc knows.*Supported are: lmnt"):
+    with pytest.raises(IncompatibleCheckpointError, match="Linear is no module that fastvoc knows.*Supported are: NVIDIA"):
         fastvoc.accelerate(nn.Linear(2, 2))
     with pytest.raises(ConfigError, match="precision: got 'fp8'"):
         fastvoc.accelerate(nn.Linear(2, 2), precision="fp8")

@@ -9,13 +9,13 @@ import inspect
 
 from torch import nn
 
-from fastvoc.adapters import diffwave_lmnt, diffwave_philsyn, parallel_wavegan
+from fastvoc.adapters import diffwave_lmnt, diffwave_philsyn, parallel_wavegan, waveglow
 from fastvoc.checkpoints.families import nearest
 from fastvoc.checkpoints.reading import float_tensors
 from fastvoc.errors import ConfigError, DTypeError, IncompatibleCheckpointError
 from fastvoc.ops.wavenet_generate import PRECISIONS
 
-ADAPTERS = [diffwave_lmnt, diffwave_philsyn, parallel_wavegan]
+ADAPTERS = [waveglow, parallel_wavegan, diffwave_lmnt, diffwave_philsyn]
 
 __all__ = ["ADAPTERS", "accelerate"]
 

@@ -53,7 +53,7 @@ def read(contents, path, coupling: str | None = None, hop_length: int | None = N
         coupling = _coupling(contents, module, path)
     config = config_of(state, said, hop_length or _stride(module) or HOP, coupling == "alternating", path)
     model = WaveGlow(config)
-    load_weights(model, rewritten(_rewrite, state, path), path)
+    load_weights(model, rewritten(rewrite, state, path), path)
     for k, flow in enumerate(model.flows):
         try:
             inverse(flow.convinv.conv.weight.detach()[:, :, 0])
@@ -68,7 +68,7 @@ def read(contents, path, coupling: str | None = None, hop_length: int | None = N
 
 def canonical(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Upstream's parameters, of any of the layouts, with weight norm or without -> WaveGlow's. Differentiable."""
-    return _rewrite(fold_weight_norm({name: w for name, w in state.items() if not _is_unused(name, state)}))
+    return rewrite(fold_weight_norm({name: w for name, w in state.items() if not is_unused(name, state)}))
 
 
 def config_of(state: dict[str, Tensor], said: dict, hop: int, alternating: bool, path) -> WaveGlowConfig:
@@ -101,7 +101,7 @@ def config_of(state: dict[str, Tensor], said: dict, hop: int, alternating: bool,
     return config
 
 
-def _rewrite(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def rewrite(state: dict[str, Tensor]) -> dict[str, Tensor]:
     out = {f"upsample.{part}": state[f"upsample.{part}"] for part in ("weight", "bias")}
     for k in range(_count(state, "convinv.")):
         out[f"flows.{k}.convinv.conv.weight"] = state[f"convinv.{k}.conv.weight"]
@@ -141,7 +141,7 @@ def _count(state, prefix: str) -> int:
     return max((int(number) + 1 for number in numbers if number.isdecimal()), default=0)
 
 
-def _is_unused(name: str, state) -> bool:
+def is_unused(name: str, state) -> bool:
     """What upstream's files hold and its networks do not use."""
     flow, layers, _ = name.partition(".skip_layers.")
     joined = bool(layers) and any(key.startswith(flow + ".res_skip_layers.") for key in state)
@@ -166,7 +166,7 @@ def _weights(contents) -> tuple[dict, dict, PickledModule | None]:
         return {}, {}, None
     plain = {key.replace("module.1.", "").replace("module.", ""): value for key, value in state.items()}
     said = {name: value for name, value in said.items() if type(value) is int}
-    return {key: value for key, value in plain.items() if not _is_unused(key, plain)}, said, module
+    return {key: value for key, value in plain.items() if not is_unused(key, plain)}, said, module
 
 
 def _coupling(contents, module: PickledModule | None, path) -> str:

@@ -65,7 +65,9 @@ class Sampling:
         noise = _pair(noise)
         B, T = self._size(mel, label, n_samples, batch, noise)
         self._check_conditions(mel, label, B, T)
-        frames = self._frames(mel, lengths, B)
+        if lengths is not None and mel is None:
+            raise ConfigError("lengths counts mel frames, and this model takes no mel.", hint="Pass n_samples=….")
+        frames = self.check_lengths(lengths, mel)
         start, draw = self._draws(noise, seed, B, T, len(steps))
         # The device of the model, whatever there is beside it
         biases = self.layer_biases(torch.from_numpy(steps.t).to(self.input_projection.weight.device))
@@ -120,17 +122,6 @@ class Sampling:
         if T is None and not self.config.n_mels:
             raise ConfigError("this model does not tell how long its audio is: pass n_samples=…")
         return B, T or 1
-
-    def _frames(self, mel: Tensor | None, lengths, B: int) -> list[int] | None:
-        """The items' numbers of frames; None where they are all of one length."""
-        if lengths is None:
-            return None
-        if mel is None:
-            raise ConfigError("lengths counts mel frames, and this model takes no mel.", hint="Pass n_samples=….")
-        frames = [int(n) for n in lengths]
-        if len(frames) != B or not all(1 <= n <= mel.shape[2] for n in frames):
-            raise ShapeError(f"lengths are {frames}, expected {B} numbers in 1…{mel.shape[2]}")
-        return frames if frames != [mel.shape[2]] * B else None
 
     def _draws(self, noise, seed: int | None, B: int, T: int, n_steps: int):
         """(the start (B, T), a function of i that gives the i-th draw (B, T))."""
