@@ -418,7 +418,6 @@ def test_r9y9_hparams_that_do_not_fit(tmp_path, hparams, error, words):
     ("first_conv.bias", torch.ones(7), IncompatibleCheckpointError, r"\(7,\).*\(6,\)"),
     ("conv_layers.0.conv.weight", torch.ones(2), IncompatibleCheckpointError, "rank"),
     ("conv_layers.0.conv.weight", 3, IncompatibleCheckpointError, "is a int"),
-    ("conv_layers.0.conv1x1c.bias", torch.ones(8), IncompatibleCheckpointError, "no known layout"),
 ])  # fmt: skip
 def test_r9y9_weights_that_do_not_fit(tmp_path, name, value, error, words):
     change = lambda state: {k: v for k, v in {**state, name: value}.items() if v is not None}

@@ -10,12 +10,21 @@ import inspect
 import re
 from pathlib import Path
 
-from fastvoc.checkpoints import diffwave_lmnt, diffwave_philsyn, nv_wavenet, parallel_wavegan, r9y9, waveglow
+from fastvoc.checkpoints import (
+    clarinet,
+    diffwave_lmnt,
+    diffwave_philsyn,
+    nsynth_wavenet,
+    nv_wavenet,
+    parallel_wavegan,
+    r9y9,
+    waveglow,
+)
 from fastvoc.checkpoints.families import nearest
 from fastvoc.checkpoints.reading import is_saved_by_torch, read_file
 from fastvoc.errors import CheckpointError, ConfigError, FastvocError, IncompatibleCheckpointError
 
-READERS = [r9y9, nv_wavenet, diffwave_lmnt, diffwave_philsyn, parallel_wavegan, waveglow]
+READERS = [r9y9, nv_wavenet, diffwave_lmnt, diffwave_philsyn, parallel_wavegan, waveglow, clarinet, nsynth_wavenet]
 
 # Under these names files keep their weights; what else lies beside is not the model's
 WEIGHTS = {"model", "state_dict", "model_state_dict"}
@@ -41,7 +50,7 @@ def recognise(path) -> tuple:
     path = Path(path)
     if path.is_dir():
         return _recognise_folder(path)
-    contents = read_file(path)
+    contents = nsynth_wavenet.read_arrays(path) if path.suffix == ".npz" else read_file(path)
     for reader in READERS:
         if reader.matches(contents, path):
             return path, reader, contents

@@ -1,11 +1,14 @@
-"""r9y9/wavenet_vocoder, the current layout (2019 on): checkpoint_step*.pth with hparams.json beside it.
+"""r9y9/wavenet_vocoder, of 2018 and of 2019 on: checkpoint_step*.pth with hparams.json beside it.
 
     {'state_dict', 'optimizer', 'global_step', …}, or the state_dict alone; weight norm in any spelling
 
 Sizes are read from the weights; hparams.json adds what shapes cannot tell: stacks, the output distribution, the
 upsampler's activation, and the recording convention. It is looked for as <name>.json and as hparams.json in the folder.
-The mel statistics are taken from meanvar.npy or meanvar.joblib where one lies beside. The layout of 2018
-(upsample_conv.*, recursive skips) is another one.
+The mel statistics are taken from meanvar.npy or meanvar.joblib where one lies beside.
+
+The layout of 2018: upsample_conv.{0, 2, …} with ReLU behind each, conditioning with bias, and skips that are halved on
+the way, s ← (s + h)·√½. That recursion is a weighted sum, so it goes into the skip weights. Its mels come from lws, a
+convention that is not among fastvoc's presets: such a model has no preprocessing.
 """
 
 import logging
@@ -21,7 +24,7 @@ from fastvoc.models.preprocessing import Preprocessing
 from fastvoc.models.pretrained import config_from_dict, load_weights, read_json
 from fastvoc.models.wavenet import WaveNet, WaveNetConfig
 
-LAYOUT = "r9y9/wavenet_vocoder of 2019 and later (checkpoint_step*.pth and hparams.json)"
+LAYOUT = "r9y9/wavenet_vocoder (checkpoint_step*.pth and hparams.json)"
 PREEMPHASIS = 0.85  # upstream's constant; hparams.json only says whether
 NOT_IN_SHAPES = ["stacks", "dropout", "output_distribution", "cin_pad"]
 INPUT_TYPES = {"raw": True, "mulaw": True, "mulaw-quantize": False}  # -> scalar_input
@@ -33,16 +36,48 @@ def matches(contents, path) -> bool:
     keys = _weights(contents)
     has = lambda start: any(key.startswith(start) for key in keys)
     this = all(map(has, ("first_conv.", "conv_layers.0.conv.", "conv_layers.0.conv1x1_out.", "last_conv_layers.3.")))
-    other = has("upsample_conv.") or has("conv_layers.0.conv1x1_aux.") or "conv_layers.0.conv1x1c.bias" in keys
-    return this and not other
+    return this and not has("conv_layers.0.conv1x1_aux.")
+
+
+def is_of_2018(state: dict) -> bool:
+    return any(key.startswith("upsample_conv.") or key.endswith((".conv1x1c.bias", ".conv1x1g.bias")) for key in state)
+
+
+def canonical(state_dict: dict[str, Tensor], recursive_skips: bool | None = None) -> dict[str, Tensor]:
+    """r9y9's parameters, weight norm in place or not -> WaveNet's. Differentiable.
+
+    recursive_skips: s ← (s + h)·√½ from layer to layer; default: as the layout of 2018 has it
+    """
+    state = fold_weight_norm(strip_prefix(state_dict, "module."))
+    if recursive_skips is None:
+        recursive_skips = is_of_2018(state)
+    layers = _n_layers(state)
+    if recursive_skips:
+        for l in range(layers):
+            scale = 0.5 ** ((layers - max(l, 1)) / 2)
+            for name in ("weight", "bias"):
+                key = f"conv_layers.{l}.conv1x1_skip.{name}"
+                if key in state:
+                    state[key] = state[key] * scale
+    # The constructor of the time put its Sequential there
+    return {key.replace("upsample_conv.", "upsample_net.up_layers.", 1): value for key, value in state.items()}
+
+
+def _n_layers(state: dict) -> int:
+    return sum(key.startswith("conv_layers.") and key.endswith(".conv.weight") for key in state)
 
 
 def read(contents, path) -> WaveNet:
-    state = fold_weight_norm(float_tensors(_weights(contents), path))
+    weights = float_tensors(_weights(contents), path)
+    of_2018 = is_of_2018(weights)
     names = [path.with_suffix(".json"), path.parent / (path.name + ".json"), path.parent / "hparams.json"]
     source = next((name for name in names if name.is_file()), None)
     hparams = {} if source is None else read_json(source)
+    recursive = hparams.get("legacy", of_2018) is True
+    state = canonical(weights, recursive)
     found = shape_values(state, path)
+    if recursive:
+        found["skip_scale"] = 1.0
     if type(hparams.get("stacks")) is not int:
         sizes = ", ".join(f"{key}={value}" for key, value in found.items())
         raise ConfigError(
@@ -52,8 +87,12 @@ def read(contents, path) -> WaveNet:
     _compare(found, hparams, path, source)
     values = {**found, **{key: hparams[key] for key in NOT_IN_SHAPES if hparams.get(key) is not None}}
     if found["upsample_conditional_features"]:
-        values["upsample_params"] = {**(hparams.get("upsample_params") or {}), **found["upsample_params"]}
-    if not found["scalar_input"]:
+        said = {} if of_2018 else hparams.get("upsample_params") or {}
+        values["upsample_params"] = {**said, **found["upsample_params"]}
+    if of_2018 and not found["scalar_input"]:
+        # Upstream's µ was the number of classes then: silence is class 128 of 256
+        values["start"], values["mulaw_classes"] = float(found["out_channels"] // 2), found["out_channels"] + 1
+    elif not found["scalar_input"]:
         # Upstream quantises by truncation: silence is class 127 of 256, not the nearest one, 128
         values["start"] = float((found["out_channels"] - 1) // 2)
     try:
@@ -61,7 +100,7 @@ def read(contents, path) -> WaveNet:
     except TypeError as fault:
         raise ConfigError(f"{source}: upsample_params: {fault}") from None
     load_weights(model, state, path)
-    model.preprocessing = preprocessing(hparams, found["cin_channels"], path)
+    model.preprocessing = None if of_2018 else preprocessing(hparams, found["cin_channels"], path)
     if not path.stem.endswith("_ema") and path.with_stem(path.stem + "_ema").is_file():
         logger.info("%s has a twin with averaged weights (_ema), which usually sounds better", path)
     return model.eval()
@@ -69,30 +108,36 @@ def read(contents, path) -> WaveNet:
 
 def shape_values(state: dict[str, Tensor], path) -> dict:
     """Constructor arguments that the weights' shapes determine."""
-    layers = sum(key.startswith("conv_layers.") and key.endswith(".conv.weight") for key in state)
     try:
         names = "first_conv", "conv_layers.0.conv", "last_conv_layers.3"
         first, conv, last = (state[f"{name}.weight"] for name in names)
         mel, speaker = (state.get(f"conv_layers.0.{name}.weight") for name in ("conv1x1c", "conv1x1g"))
         values = {
-            "out_channels": last.shape[0], "layers": layers, "residual_channels": first.shape[0],
+            "out_channels": last.shape[0], "layers": _n_layers(state), "residual_channels": first.shape[0],
             "gate_channels": conv.shape[0], "skip_out_channels": state["conv_layers.0.conv1x1_skip.weight"].shape[0],
             "kernel_size": conv.shape[2], "cin_channels": -1 if mel is None else mel.shape[1],
             "gin_channels": -1 if speaker is None else speaker.shape[1], "scalar_input": first.shape[1] == 1,
-            "use_speaker_embedding": "embed_speakers.weight" in state,
+            "conditioning_bias": is_of_2018(state), "use_speaker_embedding": "embed_speakers.weight" in state,
             "upsample_conditional_features": any(key.startswith("upsample_net.") for key in state),
         }
         if values["use_speaker_embedding"]:
             values["n_speakers"] = state["embed_speakers.weight"].shape[0]
         if values["upsample_conditional_features"]:
             conv_in = state.get("upsample_net.conv_in.weight")
+            transposed = "upsample_net.up_layers.0.weight" in state  # of 2018; later, layer 0 is a stretch
             prefix = "upsample_net.up_layers." if conv_in is None else "upsample_net.upsample.up_layers."
-            numbers = sorted(int(key.split(".")[-2]) for key in state if key.startswith(prefix))
+            numbers = sorted(int(k.split(".")[-2]) for k in state if k.startswith(prefix) and k.endswith(".weight"))
             kernels = [state[f"{prefix}{number}.weight"].shape for number in numbers]
             values["upsample_net"] = "UpsampleNetwork" if conv_in is None else "ConvInUpsampleNetwork"
             values["upsample_params"] = {
                 "upsample_scales": [(kernel[3] - 1) // 2 for kernel in kernels], "freq_axis_kernel_size": kernels[0][2]
             }
+            if transposed:
+                values["upsample_net"] = "ConvTranspose2dUpsampleNetwork"
+                values["upsample_params"] = {
+                    "upsample_scales": [kernel[3] for kernel in kernels], "freq_axis_kernel_size": kernels[0][2],
+                    "kernel_factor": 1, "negative_slope": 0.0,
+                }
             if conv_in is not None:
                 values["cin_pad"] = (conv_in.shape[2] - 1) // 2
     except (KeyError, IndexError, ValueError) as fault:

@@ -6,6 +6,7 @@ from fastvoc.layers.gated_activation import GatedActivation
 from fastvoc.layers.gated_residual_stack import GatedResidualStack
 from fastvoc.layers.invertible_conv1x1 import Invertible1x1Conv
 from fastvoc.layers.residual_block import ResidualBlock, SpectrogramUpsampler
+from fastvoc.layers.residual_conv1d_glu import ResidualConv1dGLU
 from fastvoc.layers.upsample import (
     ConvInUpsampleNetwork,
     ConvTranspose1dUpsampleNetwork,
@@ -27,6 +28,7 @@ __all__ = [
     "GatedResidualStack",
     "Invertible1x1Conv",
     "ResidualBlock",
+    "ResidualConv1dGLU",
     "SpectrogramUpsampler",
     "Stretch2d",
     "UpsampleNetwork",

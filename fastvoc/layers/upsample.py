@@ -187,9 +187,9 @@ class ConvTranspose2dUpsampleNetwork(nn.Module):
         return self.up_layers(c.unsqueeze(1)).squeeze(1)[:, :, : c.shape[2] * self.scale]
 
     def stages(self) -> list:
-        for conv in self.up_layers[::2]:
+        for conv in self.up_layers[:-2:2]:  # an odd one gives a sample too much, which the next stage would hear
             if conv.kernel_size[1] - 2 * conv.padding[1] != conv.stride[1]:
-                raise ConfigError(f"upsample_scales: generation needs even scales here, got {conv.stride[1]}")
+                raise ConfigError(f"upsample_scales: generation needs even scales before the last, got {conv.stride[1]}")
         return [
             Fir.transposed(
                 conv.weight.detach()[0, 0], conv.bias.detach(), conv.stride[1], conv.padding[1], negative_slope(act)
@@ -216,6 +216,29 @@ class ConvTranspose1dUpsampleNetwork(nn.Module):
 
     def stages(self) -> list:
         return [Mix.transposed(self.conv.weight.detach(), self.conv.bias.detach(), self.scale)]
+
+
+class DeconvUpsampleNetwork(nn.Module):
+    """bfs18's: transposed convolutions over time that mix all bands, LeakyReLU behind each; n_mels in, `channels` out.
+
+    Output s·i + j - left gathers tap j of frame i, left = ⌊(k - s)/2⌋: TensorFlow's "SAME", stride times as long.
+    """
+
+    def __init__(self, kernels, strides, channels=256, negative_slope=0.4, cin_channels=80):
+        super().__init__()
+        if len(kernels) != len(strides) or any(k < s for k, s in zip(kernels, strides)):
+            raise ConfigError(f"kernels {kernels} and strides {strides}: expected as many, no kernel below its stride")
+        self.scale, self.context, self.negative_slope = math.prod(strides), 0, negative_slope
+        widths = [cin_channels, *[channels] * len(kernels)]
+        self.up_layers = nn.ModuleList(
+            nn.ConvTranspose1d(a, b, k, s) for a, b, k, s in zip(widths, widths[1:], kernels, strides)
+        )
+
+    def forward(self, c: Tensor) -> Tensor:
+        for conv in self.up_layers:
+            (k,), (s,) = conv.kernel_size, conv.stride
+            c = F.leaky_relu(conv(c)[:, :, (k - s) // 2 :][:, :, : s * c.shape[2]], self.negative_slope)
+        return c
 
 
 def _positive(name: str, values) -> tuple[int, ...]:

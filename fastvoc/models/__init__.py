@@ -6,13 +6,20 @@ from pathlib import Path
 from fastvoc.errors import ConfigError
 from fastvoc.models.diffwave import DiffWave, DiffWaveConfig
 from fastvoc.models.parallel_wavegan import ParallelWaveGAN, ParallelWaveGANConfig
+from fastvoc.models.parallel_wavenet import ParallelWaveNet, ParallelWaveNetConfig
 from fastvoc.models.preprocessing import Preprocessing
 from fastvoc.models.pretrained import from_pretrained, read_json
 from fastvoc.models.waveglow import WaveGlow, WaveGlowConfig
 from fastvoc.models.wavenet import WaveNet, WaveNetConfig
 from fastvoc.ops.wavenet_generate import PRECISIONS
 
-MODELS = {"diffwave": DiffWave, "parallel_wavegan": ParallelWaveGAN, "waveglow": WaveGlow, "wavenet": WaveNet}
+MODELS = {
+    "diffwave": DiffWave,
+    "parallel_wavegan": ParallelWaveGAN,
+    "parallel_wavenet": ParallelWaveNet,
+    "waveglow": WaveGlow,
+    "wavenet": WaveNet,
+}
 
 __all__ = [
     "MODELS",
@@ -20,6 +27,8 @@ __all__ = [
     "DiffWaveConfig",
     "ParallelWaveGAN",
     "ParallelWaveGANConfig",
+    "ParallelWaveNet",
+    "ParallelWaveNetConfig",
     "Preprocessing",
     "WaveGlow",
     "WaveGlowConfig",

@@ -88,10 +88,11 @@ class Vocoder(nn.Module):
             raise ShapeError(f"lengths are {frames}, expected {mel.shape[0]} numbers in 1…{mel.shape[2]}")
         return None if frames == [mel.shape[2]] * mel.shape[0] else frames
 
-    def normal_noise(self, shape: tuple[int, ...], seed: int | None, draw: int = 0) -> Tensor:
+    def normal_noise(self, shape: tuple[int, ...], seed: int | None, draw: int = 0, transform=normal) -> Tensor:
         """(B, …, T) standard normal numbers by position: item b's do not depend on the batch or on the length.
 
         seed None takes a fresh one. draw numbers independent tensors of one call; middle axes count as draws of their own.
+        transform: of uniform numbers, where they are to be others than normal
         """
         batch, *middle, length = shape
         seed = fresh_seed() if seed is None else check_seed(seed)
@@ -100,7 +101,7 @@ class Vocoder(nn.Module):
         for item in range(batch):
             for row in range(draw * n_rows, (draw + 1) * n_rows):
                 words = philox(seed, at, item, row // 4)[:, row % 4]
-                rows.append(normal(np.float32(1e-5) + uniform(words) * np.float32(1 - 2e-5)))
+                rows.append(transform(np.float32(1e-5) + uniform(words) * np.float32(1 - 2e-5)))
         parameter = next(self.parameters())
         values = np.stack(rows).reshape(shape) if rows else np.zeros(shape, np.float32)
         return torch.from_numpy(values).to(parameter)

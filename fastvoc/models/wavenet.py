@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastvoc.errors import ConfigError, ShapeError
+from fastvoc.layers.residual_conv1d_glu import ResidualConv1dGLU
 from fastvoc.layers.upsample import NETWORKS
 from fastvoc.models.vocoder import Vocoder
 from fastvoc.models.wavenet_infer import Generation
-from fastvoc.ops.gated_residual import gated_residual
 from fastvoc.ops.wavenet_generate import WaveNetWeights
 
 FRONT_ACTIVATIONS = {"none": lambda x: x, "relu": F.relu, "tanh": torch.tanh}
@@ -53,8 +53,9 @@ class WaveNetConfig:
     conditioning_bias: bool = False  # nv-wavenet and r9y9 2018: the conditioning 1×1 has a bias
     head_channels: int | None = None  # between the two last 1×1; None: skip_out_channels; nv-wavenet: out_channels
     start: float | None = None  # what stands before the first sample: a value, or a class; None: silence
-    front_kernel: int = 1  # samples that the first convolution sees; nv-wavenet: up to 2
-    front_activation: str = "none"  # "none", "relu" or "tanh" behind it; nv-wavenet: also "tanh"
+    mulaw_classes: int | None = None  # µ + 1 of a softmax model's µ-law; None: out_channels; r9y9 2018: one more
+    front_kernel: int = 1  # samples that the first convolution sees; nv-wavenet: up to 2, ClariNet: 32
+    front_activation: str = "none"  # "none", "relu" (ClariNet) or "tanh" (nv-wavenet) behind it
 
     def __post_init__(self):
         for name in ("layers", "stacks", "kernel_size", "residual_channels", "gate_channels", "skip_out_channels"):
@@ -96,6 +97,8 @@ class WaveNetConfig:
             self.skip_scale = math.sqrt(1.0 / self.layers)
         if self.head_channels is None:
             self.head_channels = self.skip_out_channels
+        if self.mulaw_classes is None:
+            self.mulaw_classes = self.out_channels
 
     @property
     def head(self) -> str:
@@ -109,44 +112,6 @@ class WaveNetConfig:
     @property
     def receptive_field(self) -> int:
         return (self.kernel_size - 1) * sum(self.dilations) + self.front_kernel
-
-
-class ResidualConv1dGLU(nn.Module):
-    """One gated residual layer. Parameter names as r9y9's layer of the same name; time-major inside.
-
-    x (B, T, R), cond (B, T, G) -> x (B, T, R), skip (B, T, S)
-    """
-
-    def __init__(self, config: WaveNetConfig, dilation: int):
-        super().__init__()
-        R, G, S, k = config.residual_channels, config.gate_channels, config.skip_out_channels, config.kernel_size
-        self.dilation, self.dropout, self.residual_scale = dilation, config.dropout, config.residual_scale
-        self.conv = nn.Conv1d(R, G, k, dilation=dilation)
-        self.conv1x1c = (
-            nn.Conv1d(config.cin_channels, G, 1, bias=config.conditioning_bias) if config.cin_channels > 0 else None
-        )
-        self.conv1x1g = (
-            nn.Conv1d(config.gin_channels, G, 1, bias=config.conditioning_bias) if config.gin_channels > 0 else None
-        )
-        self.conv1x1_out = nn.Conv1d(G // 2, R, 1)
-        self.conv1x1_skip = nn.Conv1d(G // 2, S, 1)
-
-    def forward(self, x: Tensor, cond: Tensor | None) -> tuple[Tensor, Tensor]:
-        dropped = F.dropout(x, self.dropout, self.training)
-        x_out, s = gated_residual(
-            dropped,
-            self.conv.weight,
-            self.conv.bias,
-            torch.cat([self.conv1x1_out.weight[:, :, 0], self.conv1x1_skip.weight[:, :, 0]]),
-            torch.cat([self.conv1x1_out.bias, self.conv1x1_skip.bias]),
-            cond,
-            dilation=self.dilation,
-            causal=True,
-            rho=self.residual_scale,
-        )
-        if dropped is not x:  # dropout is before the convolution only: the residual path goes around it
-            x_out = x_out + (x - dropped) * self.residual_scale
-        return x_out, s
 
 
 class WaveNet(Generation, Vocoder):
@@ -163,7 +128,13 @@ class WaveNet(Generation, Vocoder):
         )
         R, S, A = config.residual_channels, config.skip_out_channels, config.out_channels
         self.first_conv = nn.Conv1d(1 if config.scalar_input else A, R, config.front_kernel)
-        self.conv_layers = nn.ModuleList(ResidualConv1dGLU(config, d) for d in config.dilations)
+        self.conv_layers = nn.ModuleList(
+            ResidualConv1dGLU(
+                R, config.gate_channels, config.kernel_size, S, config.cin_channels, config.gin_channels, config.dropout,
+                dilation=d, conditioning_bias=config.conditioning_bias, residual_scale=config.residual_scale,
+            )  # fmt: skip
+            for d in config.dilations
+        )
         self.last_conv_layers = nn.ModuleList(
             [nn.ReLU(), nn.Conv1d(S, config.head_channels, 1), nn.ReLU(), nn.Conv1d(config.head_channels, A, 1)]
         )
@@ -203,8 +174,9 @@ class WaveNet(Generation, Vocoder):
         -> (B, out_channels, T) logits or distribution parameters; probabilities with softmax=True
         """
         T, K = x.shape[-1], self.config.front_kernel
-        if K > 1:  # generation starts with one and the same sample in all places of the past
-            x = torch.cat([x[..., :1].expand(*x.shape[:-1], K - 1), x], -1)
+        if K > 1:  # what generation starts from: silence, or one and the same class in all places of the past
+            before = x.new_full((1,), self.config.start or 0.0) if self.config.scalar_input else x[..., :1]
+            x = torch.cat([before.expand(*x.shape[:-1], K - 1), x], -1)
         if x.dim() == 2:
             tables = self.first_conv.weight.permute(2, 1, 0)
             h = sum(F.embedding(x[:, j : j + T], table) for j, table in enumerate(tables)) + self.first_conv.bias
@@ -217,7 +189,7 @@ class WaveNet(Generation, Vocoder):
             if speaker is not None:
                 global_cond = layer.conv1x1g(speaker).transpose(1, 2)
                 cond = global_cond if cond is None else cond + global_cond
-            h, s = layer(h, cond)
+            h, s = layer.time_major(h, cond)
             skips = skips + s
         h = F.relu(skips * self.config.skip_scale)
         _, first, _, last = self.last_conv_layers

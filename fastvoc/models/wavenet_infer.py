@@ -10,6 +10,7 @@ import fastvoc
 from fastvoc._op import forced_backend
 from fastvoc.audio.mulaw import mulaw_encode
 from fastvoc.errors import ConfigError, DeviceError, DTypeError, ShapeError
+from fastvoc.models.vocoder import check_seed, fresh_seed
 from fastvoc.models.wavenet_streams import CHUNK_SAMPLES, WaveNetStream, as_wave, check_finite, generate
 from fastvoc.ops.philox import n_draws
 from fastvoc.ops.wavenet_generate import wavenet_generate
@@ -89,7 +90,7 @@ class Generation:
             initial = self.config.start
         if initial is None:
             initial = (
-                float(mulaw_encode(torch.zeros(1), self.config.out_channels)) if not self.config.scalar_input else 0.0
+                float(mulaw_encode(torch.zeros(1), self.config.mulaw_classes)) if not self.config.scalar_input else 0.0
             )
         if not self.config.scalar_input and not 0 <= initial < self.config.out_channels:
             raise ConfigError(f"initial must be a class in 0…{self.config.out_channels - 1}, got {initial}")
@@ -150,8 +151,8 @@ class Generation:
         mel: Tensor | None = None,
         speaker=None,
         *,
-        seed: int = 0,
-        noise: Tensor | None = None,
+        seed: int | None = None,
+        noise: Tensor | dict[str, Tensor] | None = None,
         temperature: float | None = None,
         forced: Tensor | None = None,
         lengths=None,
@@ -167,9 +168,14 @@ class Generation:
         """Generate: mel (B, n_mels, n_frames) -> (B, n_frames · hop) samples in [-1, 1].
 
         speaker      (B,) speaker numbers or (B, gin_channels) features, for a model trained with speakers
-        seed, streams  name the noise: item b draws from stream streams[b] (default b) of the seed
-        noise        (B, n_samples, draws) instead: a uniform number for softmax; for a mixture of K a uniform one each and
-                     then one for the sample, uniform (logistics) or normal (Gaussians); a normal one for a Gaussian
+        seed, streams  name the noise: item b draws from stream streams[b] (default b) of the seed; None takes a fresh seed
+        noise        instead, the numbers themselves, by the model's output; uniform ones lie in (0, 1):
+                       softmax                {"uniform": (B, n_samples)}, inverted through the cumulated probabilities
+                       mixture of logistics   {"mixture": (B, n_samples, K) uniform, component argmax(logit - ln(-ln u));
+                                              "logistic": (B, n_samples) uniform, mean + scale · (ln u - ln(1 - u))}
+                       mixture of Gaussians   {"mixture": …, "normal": (B, n_samples)}
+                       Gaussian               {"normal": (B, n_samples)}
+                     or all of a sample side by side, in this order: (B, n_samples, draws)
         temperature  0 takes the most probable value; default: the model's own, else 1
         forced       (B, n_samples) samples (float, [-1, 1]) or classes (int) that are fed back instead of what was drawn;
                      the result is then the network's outputs (B, out_channels, n_samples)
@@ -211,16 +217,14 @@ class Generation:
                 raise ConfigError(f"n_samples must be at least 1, got {n_samples}")
             counts = [n_samples or self._checked_layers(layer_conditioning).shape[3]] * B
         total = max(counts, default=frames * self.samples_per_frame if mel is not None else 0)
-        if noise is not None and tuple(noise.shape) != (B, total, self.n_draws):
-            raise ShapeError(
-                f"noise is {tuple(noise.shape)}, expected (B, n_samples, draws) = ({B}, {total}, {self.n_draws})"
-            )
+        if noise is not None:
+            noise = self._checked_noise(noise, B, total)
         if forced is not None:
             forced = self._checked_forced(forced, B, total)
         made = self._streams(
             B,
             speaker,
-            seed,
+            fresh_seed() if seed is None else check_seed(seed),
             range(B) if streams is None else streams,
             temperature,
             precision,
@@ -269,12 +273,28 @@ class Generation:
         """Random numbers that a sample takes."""
         return n_draws(self.config.head, max(self.config.out_channels // 3, 1))
 
+    def _checked_noise(self, noise, B: int, n: int) -> Tensor:
+        """(B, n, n_draws) from that or from named draws."""
+        if isinstance(noise, dict):
+            picks = {"mixture": (B, n, self.n_draws - 1)} if self.n_draws > 1 else {}
+            last = {"softmax": "uniform", "mol": "logistic"}.get(self.config.head, "normal")
+            shapes = {**picks, last: (B, n)}
+            if set(noise) != set(shapes):
+                raise ConfigError(f"noise names {sorted(noise)}, this model ({self.config.head}) draws {sorted(shapes)}")
+            parts = [self.given_noise(f"noise[{name!r}]", noise[name], shape) for name, shape in shapes.items()]
+            return torch.cat([part.reshape(B, n, -1) for part in parts], 2)
+        if tuple(noise.shape) != (B, n, self.n_draws):
+            raise ShapeError(
+                f"noise is {tuple(noise.shape)}, expected (B, n_samples, draws) = ({B}, {n}, {self.n_draws})"
+            )
+        return noise
+
     def _checked_forced(self, forced: Tensor, B: int, n: int) -> Tensor:
         if tuple(forced.shape) != (B, n):
             raise ShapeError(f"forced is {tuple(forced.shape)}, expected (B, n_samples) = ({B}, {n})")
         if self.config.scalar_input:
             return forced.float()
-        classes = mulaw_encode(forced, self.config.out_channels) if forced.is_floating_point() else forced
+        classes = mulaw_encode(forced, self.config.mulaw_classes) if forced.is_floating_point() else forced
         if classes.numel() and not (0 <= int(classes.min()) and int(classes.max()) < self.config.out_channels):
             raise IndexError(
                 f"forced holds classes {int(classes.min())}…{int(classes.max())}, the model has 0…{self.config.out_channels - 1}"

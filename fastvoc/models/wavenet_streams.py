@@ -130,7 +130,7 @@ def generate(
 
 def as_wave(config, drawn: Tensor) -> Tensor:
     """What the engine drew as sample values in [-1, 1]."""
-    return mulaw_decode(drawn.long(), config.out_channels) if config.head == "softmax" else drawn
+    return mulaw_decode(drawn.long(), config.mulaw_classes) if config.head == "softmax" else drawn
 
 
 def check_finite(mel: Tensor) -> None:

@@ -68,9 +68,9 @@ class Fir:
 
     @staticmethod
     def transposed(weight: Tensor, bias: Tensor, stride: int, padding: int, slope: float) -> "Fir":
-        """ConvTranspose2d of weight (freq_taps, k) whose output length is stride · frames."""
-        if weight.shape[1] - 2 * padding != stride:
-            raise ValueError("a transposed convolution must give exactly `stride` samples a frame")
+        """ConvTranspose2d of weight (freq_taps, k), its output cut to stride · frames."""
+        if weight.shape[1] - 2 * padding < stride:
+            raise ValueError("a transposed convolution must give `stride` samples a frame")
         taps = {}
         for p in range(stride):
             for j in range(weight.shape[1]):  # out[stride·i + j - padding] += w[j]·in[i]; frequency is flipped likewise
