@@ -49,7 +49,7 @@ def inference(model, dtype):
     noise = [t("infer_z_0"), t("infer_z_1")]
     denoised = lambda strength: Denoiser(model)(t("denoise_in"), strength)
     return {
-        "infer_audio": lambda: model.infer(t("infer_mel"), sigma=float(GOLDEN["infer_sigma"]), noise=noise),
+        "infer_audio": lambda: model.infer(t("infer_mel"), sigma=GOLDEN["infer_sigma"], noise=noise),
         "denoise_bias_spec": lambda: Denoiser(model).bias_spec,
         "denoise_out_strength0.1": lambda: denoised(0.1),
         "denoise_out_strength1.0": lambda: denoised(1.0),
@@ -206,6 +206,12 @@ def test_seeds_and_sigma():
     noise = list(model.normal_noise((1, 6, 8), 1).split([2, 2, 2], 1))
     assert torch.equal(model.infer(mel, seed=1), model.infer(mel, noise=noise, sigma=0.6))
     assert torch.equal(model.infer(mel, sigma=0, seed=1), model.infer(mel, sigma=0.0, seed=2))
+
+
+def test_progress():
+    seen = []
+    small().infer(torch.zeros(2, 3, 4), lengths=[4, 2], progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(i, 10) for i in range(1, 11)]
 
 
 def test_the_noise_of_every_channel_is_its_own():

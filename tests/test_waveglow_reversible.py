@@ -17,10 +17,13 @@ def step(model, wave, mel, efficient):
     return loss, torch.autograd.grad(loss, [wave, mel, *model.parameters()])
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [{}, {"alternating": True}, {"n_early_every": 1, "n_group": 12}, {"n_flows": 1}, {"n_early_size": 4, "n_group": 10, "n_flows": 4}],
-)
+CONFIGS = [
+    {}, {"alternating": True}, {"n_early_every": 1, "n_group": 12}, {"n_flows": 1},
+    {"n_early_size": 4, "n_group": 10, "n_flows": 4},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", CONFIGS)
 @pytest.mark.parametrize("weight_norm", [False, True])
 def test_gradients_of_the_stored_version(changes, weight_norm):
     model = small(**changes).double()

@@ -19,7 +19,11 @@ def waveglow_loss(z: Tensor, log_s: list[Tensor], log_det: list[Tensor], sigma: 
     z (B, n_group, T); log_s (B, channels / 2, T) and log_det (a scalar) of each flow.  Raises ShapeError, DTypeError,
     ConfigError.
     """
-    if isinstance(sigma, bool) or not isinstance(sigma, int | float) or not 0 < sigma < math.inf:
+    try:
+        value = math.nan if isinstance(sigma, bool | str) else float(sigma)
+    except (TypeError, ValueError):
+        value = math.nan
+    if not 0 < value < math.inf:
         raise ConfigError(f"sigma must be a positive number, got {sigma!r}.", hint="WaveGlow is trained with 1.0.")
     if not z.is_floating_point():
         raise DTypeError(f"z is {z.dtype}, expected a floating point tensor")
@@ -31,4 +35,4 @@ def waveglow_loss(z: Tensor, log_s: list[Tensor], log_det: list[Tensor], sigma: 
         if s.dim() != 3 or s.shape[0] != z.shape[0] or s.shape[2] != z.shape[2]:
             raise ShapeError(f"log_s[{k}] is {tuple(s.shape)}, expected ({z.shape[0]}, channels, {z.shape[2]})")
     scales = torch.stack([s.sum() for s in log_s]).sum()
-    return (z.square().sum() / (2 * sigma * sigma) - scales - torch.stack(list(log_det)).sum()) / z.numel()
+    return (z.square().sum() / (2 * value * value) - scales - torch.stack(list(log_det)).sum()) / z.numel()

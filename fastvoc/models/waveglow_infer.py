@@ -1,6 +1,7 @@
 """WaveGlow from noise to a waveform: the flows backwards, a stretch of time after the other."""
 
 import math
+from itertools import count
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ class Generation:
         noise: list[Tensor] | None = None,
         precision: str | None = None,
         threads: int | None = None,
+        progress=None,
     ) -> Tensor:
         """mel (B, n_mels, n_frames) -> (B, n_frames · hop_length) float32, cut to whole groups.
 
@@ -35,6 +37,7 @@ class Generation:
         noise      instead, the normal draws in NVIDIA's order, before sigma: (B, channels of the last flow, n_groups),
                    then (B, n_early_size, n_groups) for each early output, the last one first
         precision  "fp32" or "bf16"; default: the model's own
+        progress   called with (flows done, flows in all)
 
         Raises ShapeError, DTypeError, DeviceError, FeatureError, ConfigError.
         """
@@ -45,13 +48,15 @@ class Generation:
         draws = self._draws(noise, seed, mel.shape[0], n_groups)
         how = {"precision": precision or self.precision, "threads": threads}
         frames = self.check_lengths(lengths, mel)
+        total, done = self.config.n_flows * (1 if frames is None else len(frames)), count(1)
+        step = (lambda: progress(next(done), total)) if progress is not None else (lambda: None)
         if frames is None:
-            return self._generate(mel, [draw * sigma for draw in draws], how).float()
+            return self._generate(mel, [draw * sigma for draw in draws], how, step).float()
         wave = mel.new_zeros(mel.shape[0], n_groups * self.config.n_group, dtype=torch.float32)
         for b, n_frames in enumerate(frames):  # the networks look ahead: padding behind an item would be heard in it
             item, n = slice(b, b + 1), n_frames * self.hop_length // self.config.n_group
             own = [draw[item, :, :n] * sigma for draw in draws]
-            wave[item, : n * self.config.n_group] = self._generate(mel[item, :, :n_frames], own, how)
+            wave[item, : n * self.config.n_group] = self._generate(mel[item, :, :n_frames], own, how, step)
         return wave
 
     def noise_shapes(self, batch: int, n_groups: int) -> list[tuple[int, int, int]]:
@@ -71,8 +76,8 @@ class Generation:
             raise ShapeError(f"noise is {got}, expected a list of {len(shapes)} tensors {shapes}")
         return [self.given_noise(f"noise[{i}]", draw, shape) for i, (draw, shape) in enumerate(zip(noise, shapes))]
 
-    def _generate(self, mel: Tensor, draws: list[Tensor], how: dict) -> Tensor:
-        """(B, n_groups · n_group)"""
+    def _generate(self, mel: Tensor, draws: list[Tensor], how: dict, step) -> Tensor:
+        """(B, n_groups · n_group). step is called after each flow."""
         x, *early = draws
         stretches = self._stretches(mel, x.shape[2])
         for k, flow in reversed([*enumerate(self.flows)]):
@@ -84,6 +89,7 @@ class Generation:
             x = flow.convinv.inverse(flow.coupling.undone(a, b, params))
             if self.config.is_early(k):
                 x = torch.cat([early.pop(0), x], 1)
+            step()
         return x.transpose(1, 2).flatten(1)
 
     def _stretches(self, mel: Tensor, n_groups: int) -> list[tuple]:
@@ -114,7 +120,11 @@ class Generation:
         return c.unflatten(2, (high - low, group)).transpose(1, 2).flatten(2)
 
 
-def _checked_sigma(sigma: float) -> float:
-    if isinstance(sigma, bool) or not isinstance(sigma, int | float) or not 0 <= sigma < math.inf:
+def _checked_sigma(sigma) -> float:
+    try:
+        value = math.nan if isinstance(sigma, bool | str) else float(sigma)
+    except (TypeError, ValueError):
+        value = math.nan
+    if not 0 <= value < math.inf:
         raise ConfigError(f"sigma must be a number of at least 0, got {sigma!r}")
-    return float(sigma)
+    return value
