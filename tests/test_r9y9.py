@@ -196,7 +196,6 @@ def forward_of_2018(state, x, c, g=None, legacy=True):
         s = F.conv1d(z, *w(f"conv_layers.{i}.conv1x1_skip"))
         skips = s if skips is None else (skips + s) * (math.sqrt(0.5) if legacy else 1.0)
         x = (F.conv1d(z, *w(f"conv_layers.{i}.conv1x1_out")) + x) * math.sqrt(0.5)
-    skips = skips if legacy else skips * math.sqrt(1 / L)
     h = F.conv1d(F.relu(skips), *w("last_conv_layers.1"))
     return F.conv1d(F.relu(h), *w("last_conv_layers.3"))
 

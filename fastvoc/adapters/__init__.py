@@ -9,13 +9,13 @@ import inspect
 
 from torch import nn
 
-from fastvoc.adapters import diffwave_lmnt, diffwave_philsyn, parallel_wavegan, waveglow
+from fastvoc.adapters import clarinet, diffwave_lmnt, diffwave_philsyn, parallel_wavegan, waveglow, wavenet_r9y9
 from fastvoc.checkpoints.families import nearest
 from fastvoc.checkpoints.reading import float_tensors
 from fastvoc.errors import ConfigError, DTypeError, IncompatibleCheckpointError
 from fastvoc.ops.wavenet_generate import PRECISIONS
 
-ADAPTERS = [waveglow, parallel_wavegan, diffwave_lmnt, diffwave_philsyn]
+ADAPTERS = [waveglow, parallel_wavegan, diffwave_lmnt, diffwave_philsyn, clarinet, wavenet_r9y9]
 
 __all__ = ["ADAPTERS", "accelerate"]
 

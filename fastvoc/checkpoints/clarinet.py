@@ -38,16 +38,16 @@ def read(contents, path, teacher=None, blocks: int | None = None) -> WaveNet | P
     if not any(key.startswith("iafs.") for key in weights):
         if teacher is not None:
             raise ConfigError(f"{path} is a ClariNet teacher itself; teacher= belongs to a student")
-        state = _complete(path, canonical, weights)
-        model = WaveNet(_complete(path, _teacher_config, state, blocks))
+        state = complete(path, canonical, weights)
+        model = WaveNet(complete(path, teacher_config, state, blocks))
     else:
         if teacher is None:
             raise ConfigError(
                 f"{path} is a ClariNet student, whose upsampler is in its teacher's file.",
                 hint="Name it: fastvoc.load(student, teacher=teacher_path).",
             )
-        state = _complete(path, canonical, weights, _teacher_weights(teacher))
-        model = ParallelWaveNet(_complete(path, _student_config, state, blocks))
+        state = complete(path, canonical, weights, _teacher_weights(teacher))
+        model = ParallelWaveNet(complete(path, student_config, state, blocks))
     load_weights(model, state, path)
     model.preprocessing = Preprocessing(MelConfig.preset("clarinet", n_mels=model.n_mels, hop_length=model.hop_length))
     return model.eval()
@@ -70,7 +70,7 @@ def canonical(state_dict: dict[str, Tensor], teacher: dict[str, Tensor] | None =
     return ours
 
 
-def _complete(path, function, *args):
+def complete(path, function, *args):
     try:
         return function(*args)
     except FastvocError:
@@ -79,7 +79,7 @@ def _complete(path, function, *args):
         raise IncompatibleCheckpointError(f"{path}: a weight is missing or has a wrong rank: {fault}") from None
 
 
-def _teacher_config(state: dict, blocks: int | None) -> WaveNetConfig:
+def teacher_config(state: dict, blocks: int | None) -> WaveNetConfig:
     layers = sum(key.startswith("conv_layers.") and key.endswith(".conv.weight") for key in state)
     G, R, k = state["conv_layers.0.conv.weight"].shape
     return WaveNetConfig(
@@ -93,7 +93,7 @@ def _teacher_config(state: dict, blocks: int | None) -> WaveNetConfig:
     )  # fmt: skip
 
 
-def _student_config(state: dict, blocks: int | None) -> ParallelWaveNetConfig:
+def student_config(state: dict, blocks: int | None) -> ParallelWaveNetConfig:
     layers = {}  # of each flow
     for key in state:
         if key.startswith("flows.") and key.endswith(".conv.weight"):

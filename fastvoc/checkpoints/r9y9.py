@@ -7,8 +7,9 @@ upsampler's activation, and the recording convention. It is looked for as <name>
 The mel statistics are taken from meanvar.npy or meanvar.joblib where one lies beside.
 
 The layout of 2018: upsample_conv.{0, 2, …} with ReLU behind each, conditioning with bias, and skips that are halved on
-the way, s ← (s + h)·√½. That recursion is a weighted sum, so it goes into the skip weights. Its mels come from lws, a
-convention that is not among fastvoc's presets: such a model has no preprocessing.
+the way, s ← (s + h)·√½, unless hparams.json says "legacy": false: then they are summed up as they are. That recursion
+is a weighted sum, so it goes into the skip weights. Its mels come from lws, a convention that is not among fastvoc's
+presets: such a model has no preprocessing.
 """
 
 import logging
@@ -69,20 +70,29 @@ def _n_layers(state: dict) -> int:
 
 def read(contents, path) -> WaveNet:
     weights = float_tensors(_weights(contents), path)
-    of_2018 = is_of_2018(weights)
     names = [path.with_suffix(".json"), path.parent / (path.name + ".json"), path.parent / "hparams.json"]
     source = next((name for name in names if name.is_file()), None)
     hparams = {} if source is None else read_json(source)
+    model = from_state(weights, hparams, path, source)
+    model.preprocessing = None if is_of_2018(weights) else preprocessing(hparams, model.config.cin_channels, path)
+    if not path.stem.endswith("_ema") and path.with_stem(path.stem + "_ema").is_file():
+        logger.info("%s has a twin with averaged weights (_ema), which usually sounds better", path)
+    return model
+
+
+def from_state(weights: dict[str, Tensor], hparams: dict, path, source) -> WaveNet:
+    """weights: upstream's; hparams: what its JSON file says. path, source: what errors call the two."""
+    of_2018 = is_of_2018(weights)
     recursive = hparams.get("legacy", of_2018) is True
     state = canonical(weights, recursive)
     found = shape_values(state, path)
-    if recursive:
+    if recursive or "legacy" in hparams:  # with legacy false, the code of 2018-06 to 2019-08 scaled nothing
         found["skip_scale"] = 1.0
     if type(hparams.get("stacks")) is not int:
         sizes = ", ".join(f"{key}={value}" for key, value in found.items())
         raise ConfigError(
             f"{path}: the weights do not tell how many stacks its layers form ({sizes}).",
-            hint=f"Put the hparams.json that it was trained with into {path.parent}.",
+            hint="Put the hparams.json that it was trained with into its folder.",
         )
     _compare(found, hparams, path, source)
     values = {**found, **{key: hparams[key] for key in NOT_IN_SHAPES if hparams.get(key) is not None}}
@@ -100,9 +110,6 @@ def read(contents, path) -> WaveNet:
     except TypeError as fault:
         raise ConfigError(f"{source}: upsample_params: {fault}") from None
     load_weights(model, state, path)
-    model.preprocessing = None if of_2018 else preprocessing(hparams, found["cin_channels"], path)
-    if not path.stem.endswith("_ema") and path.with_stem(path.stem + "_ema").is_file():
-        logger.info("%s has a twin with averaged weights (_ema), which usually sounds better", path)
     return model.eval()
 
 

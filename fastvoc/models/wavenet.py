@@ -188,7 +188,7 @@ class WaveNet(Generation, Vocoder):
         for layer, cond in zip(self.conv_layers, self._conditioning(c, T)):
             if speaker is not None:
                 global_cond = layer.conv1x1g(speaker).transpose(1, 2)
-                cond = global_cond if cond is None else cond + global_cond
+                cond = global_cond.expand(-1, T, -1) if cond is None else cond + global_cond
             h, s = layer.time_major(h, cond)
             skips = skips + s
         h = F.relu(skips * self.config.skip_scale)
