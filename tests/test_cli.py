@@ -135,8 +135,14 @@ def test_synth_goes_on_after_a_bad_input(place, tmp_path, call):
     out = tmp_path / "out"
     inputs = tmp_path / "text.wav", place / "clip.wav"
     code, _, err = call("synth", *inputs, "-o", out, "--model", place / "model", "--quiet")
-    assert code == 1 and left_in(out) == ["clip.wav"]
+    assert code == 1 and left_in(out) == ["clip.wav", "failures.jsonl"]
     assert "text.wav is a text file, not sound" in err and "1 of 2 inputs failed" in err
+    (line,) = (out / "failures.jsonl").read_text().splitlines()
+    said = json.loads(line)
+    assert (said["input"], said["error"]) == (str(tmp_path / "text.wav"), "AudioError") and "not sound" in said["message"]
+    shutil.copy(place / "clip.wav", tmp_path / "text.wav")  # mended: the rest is skipped, and the list goes
+    assert call("synth", *inputs, "-o", out, "--model", place / "model")[0] == 0
+    assert left_in(out) == ["clip.wav", "text.wav"]
 
 
 def test_an_output_that_exists_is_kept_unless_told_otherwise(place, tmp_path, call):

@@ -29,7 +29,7 @@ READERS = [r9y9, nv_wavenet, diffwave_lmnt, diffwave_philsyn, parallel_wavegan, 
 # Under these names files keep their weights; what else lies beside is not the model's
 WEIGHTS = {"model", "state_dict", "model_state_dict"}
 
-__all__ = ["READERS", "dropped", "load_checkpoint", "read_file", "recognise"]
+__all__ = ["READERS", "dropped", "load_checkpoint", "read_file", "read_recognised", "recognise"]
 
 
 def load_checkpoint(path, **options):
@@ -37,7 +37,11 @@ def load_checkpoint(path, **options):
 
     options are handed to the reader; one that it does not know is a ConfigError. Raises CheckpointError and its kin too.
     """
-    path, reader, contents = recognise(path)
+    return read_recognised(*recognise(path), **options)
+
+
+def read_recognised(path, reader, contents, **options):
+    """The model that a reader makes of what `recognise` found."""
     known = list(inspect.signature(reader.read).parameters)[2:]
     for name in options:
         if name not in known:

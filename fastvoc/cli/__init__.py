@@ -13,7 +13,7 @@ import traceback
 from contextlib import contextmanager
 
 import fastvoc
-from fastvoc.cli import bench, demo, info, mel, report, synth, terminal, train
+from fastvoc.cli import bench, convert, demo, info, inspect, mel, report, synth, terminal, train
 from fastvoc.cli.options import everywhere
 from fastvoc.cli.terminal import logging_to_stderr
 
@@ -25,7 +25,7 @@ def parser() -> argparse.ArgumentParser:
     main_parser.add_argument("--version", action="version", version=f"fastvoc {fastvoc.__version__}")
     main_parser.set_defaults(debug=False, quiet=False)
     commands = main_parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for command in (demo, synth, mel, info, bench, report, train):
+    for command in (demo, synth, mel, inspect, convert, info, bench, report, train):
         command.add(commands)
     return main_parser
 

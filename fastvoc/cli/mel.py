@@ -1,4 +1,4 @@
-"""fastvoc mel: the mel spectrogram of a wav, as a .npy file."""
+"""fastvoc mel: the mel spectrogram of a wav, as a .npy file, and its convention beside it as a .npy.json."""
 
 import logging
 from functools import partial
@@ -7,10 +7,18 @@ from pathlib import Path
 import numpy as np
 
 import fastvoc
-from fastvoc._atomic import atomic_path
 from fastvoc.audio.mel import MelConfig, mel_spectrogram
 from fastvoc.audio.wav import read_wav
-from fastvoc.cli.options import add_command, add_overwrite, add_reading, check_folder, is_done
+from fastvoc.cli.features import write_mel
+from fastvoc.cli.options import (
+    add_command,
+    add_overwrite,
+    add_reader_options,
+    add_reading,
+    check_folder,
+    is_done,
+    reader_options,
+)
 from fastvoc.errors import ConfigError
 
 log = logging.getLogger("fastvoc")
@@ -22,10 +30,11 @@ def add(commands) -> None:
     parser.add_argument("-o", "--out", type=Path, required=True, metavar="OUT.npy")
     convention = parser.add_mutually_exclusive_group(required=True)
     convention.add_argument("--model", type=Path, metavar="DIR",
-                            help="what this model takes, its statistics applied: for `fastvoc synth --normalised`")
+                            help="what this model takes, its statistics applied")
     convention.add_argument("--preset", metavar="NAME",
-                            help="raw log-mel of tacotron, lmnt, parallel_wavegan, r9y9, clarinet or bfs18")
+                            help="raw log-mel of tacotron, lmnt, parallel_wavegan, r9y9, r9y9_2018, clarinet or bfs18")
     add_reading(parser)
+    add_reader_options(parser)
     add_overwrite(parser)
 
 
@@ -37,12 +46,11 @@ def run(options) -> None:
         convention = MelConfig.preset(options.preset)
         features = partial(mel_spectrogram, config=convention)
     else:
-        preprocessing = fastvoc.load(options.model).preprocessing
+        preprocessing = fastvoc.load(options.model, **reader_options(options)).preprocessing
         if preprocessing is None:
             raise ConfigError(f"{options.model} has no preprocessor_config.json, no convention", hint="Use --preset.")
         convention, features = preprocessing.mel, preprocessing.features
     wav, _ = read_wav(options.input, sample_rate=convention.sample_rate, resample=options.resample, mix=options.mix)
     mel = np.asarray(features(wav), np.float32)
-    with atomic_path(options.out) as temporary, open(temporary, "wb") as file:
-        np.save(file, mel)
+    write_mel(options.out, mel, convention, normalised=convention.mean is not None)
     log.info("%s: %d bands, %d frames", options.out, *mel.shape)

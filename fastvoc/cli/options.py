@@ -1,6 +1,7 @@
 """Options that mean the same in every command, and what commands check about their outputs before they start."""
 
 import argparse
+import json
 import logging
 import math
 import os
@@ -9,6 +10,8 @@ from pathlib import Path
 import torch
 
 import fastvoc
+from fastvoc._op import BACKENDS
+from fastvoc.errors import DeviceError
 from fastvoc.ops.wavenet_generate import PRECISIONS
 
 log = logging.getLogger("fastvoc")
@@ -50,6 +53,35 @@ def add_overwrite(parser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace an output that exists (else it is skipped)")
 
 
+def add_reader_options(parser) -> None:
+    parser.add_argument("--teacher", type=Path, metavar="PATH", help="the teacher's checkpoint, for a ClariNet student")
+    parser.add_argument("--reader", action="append", default=[], type=_named, metavar="NAME=VALUE",
+                        help="what else the checkpoint's reader asks for; may be given several times")
+
+
+def reader_options(options) -> dict:
+    """What `fastvoc.load` is given beside the path."""
+    teacher = {} if options.teacher is None else {"teacher": options.teacher}
+    return {**dict(options.reader), **teacher}
+
+
+def add_device(parser) -> None:
+    parser.add_argument("--device", default="cpu", metavar="NAME", help="cpu, cuda or cuda:N (default: cpu)")
+    parser.add_argument("--backend", choices=BACKENDS, help="of every operator, instead of the best that runs here")
+
+
+def checked_device(options) -> torch.device:
+    """Raises DeviceError with the reason where the machine has no such device."""
+    try:
+        device = torch.device(options.device)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as fault:  # torch's words run over many lines
+        raise DeviceError(
+            f"--device {options.device}: {str(fault).partition(chr(10))[0]}", hint="Use --device cpu."
+        ) from None
+    return device
+
+
 def use_threads(options) -> int:
     """--threads for our kernels and for torch's alike, so that what is compared has the same means."""
     n = options.threads or fastvoc.get_num_threads()
@@ -63,6 +95,17 @@ def positive(text: str) -> float:
     if not (math.isfinite(value) and value > 0):
         raise argparse.ArgumentTypeError(f"{text} is not a positive number")
     return value
+
+
+def _named(text: str) -> tuple[str, object]:
+    """NAME=VALUE; a value that is JSON is taken as that, another as text."""
+    name, equals, value = text.partition("=")
+    if not (name.isidentifier() and equals):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, value
 
 
 def whole(low: int, high: int):

@@ -1,28 +1,40 @@
-"""fastvoc synth: sound from mel files, or from wavs whose mel it extracts first."""
+"""fastvoc synth: sound from mel files, or from wavs whose mel it extracts first, with any of the models."""
 
+import argparse
+import inspect
+import json
 import logging
 import os
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 import fastvoc
+from fastvoc._atomic import atomic_path
 from fastvoc.audio.wav import read_wav, write_wav
 from fastvoc.cli.features import read_mel
 from fastvoc.cli.options import (
     add_command,
+    add_device,
     add_generation,
     add_overwrite,
+    add_reader_options,
     add_reading,
     check_folder,
+    checked_device,
     is_done,
+    reader_options,
     use_threads,
 )
 from fastvoc.cli.terminal import progress_bar, report
-from fastvoc.errors import ConfigError
+from fastvoc.errors import BackendUnavailableError, ConfigError, DeviceError
 
 log = logging.getLogger("fastvoc")
+
+FAILURES = "failures.jsonl"
+FATAL = BrokenPipeError, BackendUnavailableError, ConfigError, DeviceError  # which no other input can mend: said once
 
 
 def add(commands) -> None:
@@ -32,63 +44,119 @@ def add(commands) -> None:
     parser.add_argument("-o", "--out", required=True, metavar="OUT",
                         help="a .wav or .flac file; for several inputs a folder")
     parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="a model folder or a checkpoint file")
-    parser.add_argument("--speaker", type=int, metavar="N", help="for a model trained with speakers")
-    parser.add_argument("--temperature", type=float, metavar="T",
-                        help="0 takes the most probable value (default: the model's own)")
     parser.add_argument("--normalised", action="store_true",
-                        help="the .npy has the model's statistics applied, as `fastvoc mel --model` writes it")
+                        help="the .npy has the model's statistics applied; what `fastvoc mel` writes says so itself")
+    add_reader_options(parser)
+    family = parser.add_argument_group("options that some families take")
+    family.add_argument("--speaker", type=int, metavar="N", help="for a model trained with speakers")
+    family.add_argument("--temperature", type=float, metavar="T",
+                        help="WaveNet, Parallel WaveNet: 0 takes the most probable value (default: the model's own)")
+    family.add_argument("--sigma", type=float, metavar="S", help="WaveGlow: deviation of the noise (default: 0.6)")
+    family.add_argument("--denoise", type=float, metavar="STRENGTH",
+                        help="WaveGlow: how much of its hum is taken out; 0.1 is usual (default: none)")
+    family.add_argument("--schedule", type=_schedule, metavar="NAME",
+                        help="DiffWave: full, fast, or β for each step, such as 1e-4,1e-3,0.01,0.05,0.2,0.5 (default: full)")
     add_reading(parser)
     add_overwrite(parser)
     add_generation(parser)
+    add_device(parser)
 
 
 def run(options) -> int:
     jobs = _jobs(options.inputs, options.out)
-    threads = use_threads(options)
-    model = fastvoc.load(options.model)
-    generation = {
-        "seed": options.seed, "temperature": options.temperature, "precision": options.precision, "threads": threads,
-        "speaker": options.speaker,
-    }
-    model.stream(**generation)  # what no input can mend is said once, before the first of them
-    jobs[0][1].parent.mkdir(exist_ok=True)
-    failures = 0
-    for source, target in jobs:
-        if is_done(target, options):
-            continue
-        try:
-            _synthesise(source, target, model, generation, options)
-        except Exception as fault:
-            if options.debug or isinstance(fault, BrokenPipeError):
-                raise
-            failures += 1
-            report(fault, about=source)
-    if failures and len(jobs) > 1:
-        log.warning("%d of %d inputs failed", failures, len(jobs))
+    threads, device = use_threads(options), checked_device(options)
+    with fastvoc.backend(options.backend) if options.backend else nullcontext():
+        model = fastvoc.load(options.model, device, options.precision, **reader_options(options))
+        generation, denoise = _generation(model, threads, options), _denoiser(model, options.denoise)
+        failures = []
+        for source, target in jobs:
+            if is_done(target, options):
+                continue
+            try:
+                _synthesise(source, target, model, generation, denoise, options)
+            except Exception as fault:
+                if options.debug or isinstance(fault, FATAL):
+                    raise
+                failures.append({"input": str(source), "output": str(target), "error": type(fault).__name__, "message": str(fault)})
+                report(fault, about=source)
+    if len(jobs) > 1:
+        _write_failures(jobs[0][1].parent / FAILURES, failures, len(jobs))
     return 1 if failures else 0
 
 
-def _synthesise(source: Path, target: Path, model, generation: dict, options) -> None:
-    mel, rate = _features(source, model, options)
-    with progress_bar(options, source.name) as update:
-        wav = model.vocode(mel[None], progress=update, **generation)[0]
+def _generation(model, threads: int, options) -> dict:
+    """What `infer` is given beside the mel. Raises ConfigError for an option that this model's does not take."""
+    known = inspect.signature(model.infer).parameters
+    given = {name: getattr(options, name) for name in ("speaker", "temperature", "sigma", "schedule")}
+    given = {name: value for name, value in given.items() if value is not None}
+    for name in given:
+        if name not in known:
+            raise ConfigError(f"--{name}: a {model.family} model takes no {name}")
+    return {"seed": options.seed, "precision": options.precision, "threads": threads, **given}
+
+
+def _denoiser(model, strength: float | None):
+    """wave (1, n_samples) -> the same with less hum, or None."""
+    if strength is None:
+        return None
+    if model.family != "waveglow":
+        raise ConfigError(f"--denoise: a {model.family} model has no hum of its own to take out")
+    from fastvoc.models.waveglow_denoiser import Denoiser
+
+    denoiser = Denoiser(model)
+    return lambda wave: denoiser(wave, strength)[:, 0]
+
+
+def _synthesise(source: Path, target: Path, model, generation: dict, denoise, options) -> None:
+    mel, rate, normalised = _features(source, model, options)
+    known = inspect.signature(model.infer).parameters
+    if normalised and "normalised" in known:  # the model has the statistics, not its mel convention
+        generation = {**generation, "normalised": True}
+    with progress_bar(options, source.name, "step" if "schedule" in known else "sample") as update:
+        wave = model.infer(mel[None], **generation, **({"progress": update} if "progress" in known else {}))
+    if denoise is not None:
+        wave = denoise(wave)
+    wav = model.preprocessing.from_model(wave[0].cpu().numpy())
+    target.parent.mkdir(exist_ok=True)
     write_wav(target, wav, rate)
     log.info("%s: %.2f s of sound", target, len(wav) / rate)
 
 
-def _features(source: Path, model, options) -> tuple[Tensor, int]:
-    """The mel as the model takes it, and the sample rate of what will come out."""
+def _features(source: Path, model, options) -> tuple[Tensor, int, bool]:
+    """The mel as the model takes it, the sample rate of what will come out, and whether statistics are applied."""
     if model.preprocessing is None:
         raise ConfigError(
             f"{options.model} does not say which recordings and mels it was trained on",
             hint="Save it with model.preprocessing set, which writes preprocessor_config.json.",
         )
-    rate = model.preprocessing.mel.sample_rate
+    config = model.preprocessing.mel
     if source.suffix == ".npy":
-        return read_mel(source, model, options.normalised), rate
-    wav, _ = read_wav(source, sample_rate=rate, resample=options.resample, mix=options.mix)
+        mel, normalised = read_mel(source, model, options.normalised)
+        return mel, config.sample_rate, normalised
+    wav, _ = read_wav(source, sample_rate=config.sample_rate, resample=options.resample, mix=options.mix)
     with torch.inference_mode():
-        return model.preprocessing.features(wav), rate
+        mel = model.preprocessing.features(wav)
+    return mel.to(next(model.parameters()).device), config.sample_rate, config.mean is not None
+
+
+def _write_failures(path: Path, failures: list[dict], n_jobs: int) -> None:
+    """One JSON object a line for every input that failed; a file of an earlier run goes when none does any more."""
+    if not failures:
+        path.unlink(missing_ok=True)
+        return
+    log.warning("%d of %d inputs failed; they are listed in %s", len(failures), n_jobs, path)
+    path.parent.mkdir(exist_ok=True)
+    with atomic_path(path) as temporary:
+        temporary.write_text("".join(json.dumps(failure) + "\n" for failure in failures))
+
+
+def _schedule(text: str):
+    if text in ("full", "fast"):
+        return text
+    try:
+        return [float(beta) for beta in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither full, fast, nor numbers with commas between") from None
 
 
 def _jobs(inputs: list[Path], out: str) -> list[tuple[Path, Path]]:

@@ -44,6 +44,8 @@ def _words(fault: Exception) -> tuple[str, str | None]:
         return fault.message, fault.hint
     if isinstance(fault, OSError):
         return f"{fault.filename}: {fault.strerror}" if fault.filename and fault.strerror else str(fault), None
+    if isinstance(fault, ImportError):  # a package that an option or a file needs; the message says which
+        return str(fault), None
     return f"unexpected {type(fault).__name__}: {fault}", "Run it with --debug to see where, and please report it."
 
 

@@ -8,7 +8,7 @@ from fastvoc.models.diffwave import DiffWave, DiffWaveConfig
 from fastvoc.models.parallel_wavegan import ParallelWaveGAN, ParallelWaveGANConfig
 from fastvoc.models.parallel_wavenet import ParallelWaveNet, ParallelWaveNetConfig
 from fastvoc.models.preprocessing import Preprocessing
-from fastvoc.models.pretrained import from_pretrained, read_json
+from fastvoc.models.pretrained import from_pretrained, is_model_folder, read_json
 from fastvoc.models.waveglow import WaveGlow, WaveGlowConfig
 from fastvoc.models.wavenet import WaveNet, WaveNetConfig
 from fastvoc.ops.wavenet_generate import PRECISIONS
@@ -66,12 +66,10 @@ def _load(path: Path, options: dict):
             else []
         )
         raise FileNotFoundError(f"no such file or folder: {path}" + (f" (did you mean {near[0]}?)" if near else ""))
-    config = path / "config.json"
-    values = read_json(config) if config.is_file() else {}
-    # philsyn's DiffWave has a config.json of its own beside its checkpoint; ours names the family
-    if "family" in values or (path / "model.safetensors").is_file():
+    if is_model_folder(path):
         if options:
             raise ConfigError(f"{path}: a model folder takes no options, got {sorted(options)}")
+        values = read_json(path / "config.json") if (path / "config.json").is_file() else {}
         if values and values.get("family") not in MODELS:
             found = values.get("family", values.get("architectures", "of no name"))
             raise ConfigError(f"{path}: unsupported architecture {found!r}; supported: {sorted(MODELS)}")

@@ -14,10 +14,10 @@ from fastvoc.models.preprocessing import Preprocessing
 FORMAT_VERSION = 1
 
 
-def save_pretrained(model, folder) -> None:
+def save_pretrained(model, folder, metadata: dict[str, str] | None = None) -> None:
     """Writes the three files, each atomically; the weights first, so that a folder with a config is complete.
 
-    Weight norm is folded away.
+    Weight norm is folded away. metadata goes into the head of model.safetensors: where the weights come from, for one.
     """
     from safetensors.torch import save_file
 
@@ -28,11 +28,17 @@ def save_pretrained(model, folder) -> None:
     folded = fold_weight_norm({k: v.detach() for k, v in model.state_dict().items()})
     tensors = {k: v.float().contiguous().cpu() for k, v in folded.items()}
     with atomic_path(folder / "model.safetensors") as path:
-        save_file(tensors, path, metadata={"format": "pt"})
+        save_file(tensors, path, metadata={"format": "pt", **(metadata or {})})
     if model.preprocessing is not None:
         _write_json(folder / "preprocessor_config.json", model.preprocessing.to_dict())
     values = {"family": model.family, "format_version": FORMAT_VERSION, **dataclasses.asdict(model.config)}
     _write_json(folder / "config.json", values)
+
+
+def is_model_folder(path) -> bool:
+    """Whether a folder is fastvoc's own. philsyn's DiffWave has a config.json too, which names no family."""
+    config = Path(path) / "config.json"
+    return (Path(path) / "model.safetensors").is_file() or (config.is_file() and "family" in read_json(config))
 
 
 def from_pretrained(cls, folder):
