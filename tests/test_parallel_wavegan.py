@@ -207,6 +207,42 @@ def test_options_against_plain_convolutions(changes):
     assert not torch.allclose(model(noise, c), want, atol=1e-6)
 
 
+PIECES = ["as it is", "causal", "causal, even kernel, no context", "non-linear upsampler", "mel at sample rate", "unconditional"]
+
+
+@pytest.mark.parametrize("changes", [VARIANTS[name] for name in PIECES] + [
+    {"upsample_params": {"upsample_scales": [1, 3, 1, 2], "interpolate_mode": "bilinear"}},
+    {"upsample_params": {"upsample_scales": [1, 1, 2]}, "use_causal_conv": True},
+])  # fmt: skip
+def test_pieces_are_the_whole(changes, monkeypatch):
+    model = small(**{"layers": 6, **changes}).double().eval()
+    n_frames, seen = 300 // model.hop_length, []
+    mel = mel_of(model, n_frames) if model.n_mels else None
+    noise = torch.randn(2, n_frames * model.hop_length, dtype=torch.float64)
+    want = model.infer(mel, noise=noise, progress=lambda *done: seen.append(done))
+    assert seen == [(noise.shape[1], noise.shape[1])]
+    monkeypatch.setattr("fastvoc.models.parallel_wavegan.PIECE_SAMPLES", 7)
+    got = model.infer(mel, noise=noise, progress=lambda *done: seen.append(done))
+    assert len(seen) > 3 and seen[-1] == seen[0]
+    assert torch.allclose(got, want, rtol=0, atol=1e-6) and want.std() > 1e-3
+    monkeypatch.setattr(type(model.stack), "reach", 3)  # less than the network sees: the seams show
+    assert not torch.allclose(model.infer(mel, noise=noise), want, rtol=0, atol=1e-6)
+
+
+def test_lengths_leave_every_item_alone():
+    model = small().eval()
+    mel, noise, lengths = mel_of(model, 12, 3), torch.randn(3, 72), [12, 5, 1]
+    waves = model.infer(mel, noise=noise, lengths=lengths)
+    padded = model.infer(F.pad(mel, (2, 2), mode="replicate"), noise=noise, lengths=torch.tensor(lengths), padded=True)
+    for b, n in enumerate(lengths):
+        alone = model.infer(mel[b : b + 1, :, :n], noise=noise[b : b + 1, : 6 * n])
+        assert torch.allclose(waves[b : b + 1, : 6 * n], alone, atol=1e-6) and not waves[b, 6 * n :].any()
+    assert torch.allclose(padded[0], waves[0], atol=1e-6) and not torch.allclose(padded[1, :30], waves[1, :30], atol=1e-3)
+    for wrong in ([12, 5], [12, 5, 0], [12, 5, 13]):
+        with pytest.raises(ShapeError, match=r"expected 3 numbers in 1…12"):
+            model.infer(mel, lengths=wrong)
+
+
 def test_statistics_are_the_models():
     model = small().eval()
     mel, noise = mel_of(model), torch.randn(2, 54)
@@ -517,6 +553,8 @@ def test_bad_inputs():
     assert model.infer(mel[:, :, :1]).shape == (2, 6)
     with pytest.raises(ShapeError, match="the mel covers 30 samples, z has 31"):
         model(torch.zeros(2, 1, 31), mel)
+    with pytest.raises(ConfigError, match="conditioned on 7 mel bands"):
+        model.infer(n_samples=None)
     with pytest.raises(ConfigError, match="unconditional"):
         small(aux_channels=-1).infer(mel)
     assert small(aux_channels=-1).infer(n_samples=40, seed=1).shape == (1, 40)

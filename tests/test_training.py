@@ -70,6 +70,16 @@ RECIPES = {
         "mel": {**RECIPE["mel"], "name": "lmnt", "fmin": 20.0},
         "training": TRAINING,
     },
+    "waveglow": {
+        "family": "waveglow",
+        "model": {
+            "n_mel_channels": 10, "n_flows": 4, "n_group": 4, "n_early_every": 2, "n_layers": 2, "n_channels": 8,
+            "upsample_kernel": 80, "upsample_stride": 40,
+        },
+        "sample": {"sigma": 0.6},
+        "mel": RECIPE["mel"],
+        "training": {**TRAINING, "weight_norm": True},
+    },
 }  # fmt: skip
 every_family = pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
 
@@ -156,6 +166,15 @@ def test_parallel_wavegan_is_adversarial_from_its_step_on(data, tmp_path, monkey
     assert not same() and set(parts) - set(rows[0]["parts"]) == {"adversarial", "feature_matching", "real", "fake"}
     models = ("spectral_convergence", "log_magnitude", "adversarial", "feature_matching")
     assert rows[-1]["loss"] == pytest.approx(sum(parts[name] for name in models))
+
+
+def test_waveglow_with_the_memory_of_one_flow_learns_the_same(data, tmp_path):
+    recipe = RECIPES["waveglow"]
+    efficient = {**recipe, "training": {**recipe["training"], "memory_efficient": True}}
+    stored, inverted = Trainer(recipe, data, tmp_path / "a"), Trainer(efficient, data, tmp_path / "b")
+    stored.train(until=3), inverted.train(until=3)
+    for name, value in weights_of(stored).items():
+        assert torch.allclose(value, inverted.model.state_dict()[name], atol=1e-4), name
 
 
 def test_parallel_wavegan_keeps_its_statistics_and_folds_its_weight_norm(data, tmp_path):

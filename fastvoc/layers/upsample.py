@@ -93,6 +93,12 @@ class UpsampleNetwork(nn.Module):
         c = c.squeeze(1)
         return c[:, :, self.indent : -self.indent] if self.indent else c
 
+    @property
+    def reach(self) -> int:
+        """Frames on each side, at most, that one frame's samples depend on."""
+        # Of a stage: its convolution's 1, or causal 2 frames of its input, and bilinear interpolation's 1
+        return math.ceil(sum(3 / math.prod(self.scales[:i]) for i in range(len(self.scales))))
+
     def time_matrix(self, n_frames: int) -> Tensor:
         """(n_frames, n_samples) with forward(c) = c @ time_matrix, where the network acts on time alone."""
         weight = self.up_layers[1].weight
@@ -147,7 +153,7 @@ class ConvInUpsampleNetwork(nn.Module):
             use_causal_conv=use_causal_conv,
             **names,
         )
-        self.scale = self.upsample.scale
+        self.scale, self.reach = self.upsample.scale, self.upsample.reach
         self.is_linear_in_time = self.upsample.is_linear_in_time
 
     def forward(self, c: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ from fastvoc.layers.upsample import ConvInUpsampleNetwork, UpsampleNetwork
 from fastvoc.models.vocoder import Vocoder
 
 MAX_CHANNELS = 65536
+PIECE_SAMPLES = 1 << 16
 
 
 @dataclass
@@ -136,23 +137,25 @@ class ParallelWaveGAN(Vocoder):
 
         T = n_frames · hop_length. A model without an upsampler takes c at sample rate, an unconditional one none.
         """
-        return self._head(self.stack(*self._inputs(z, c)))
-
-    def _inputs(self, z: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Time-major, as the stack takes them."""
-        if z.dim() != 3 or z.shape[1] != self.config.in_channels:
-            raise ShapeError(f"z is {tuple(z.shape)}, expected (B, {self.config.in_channels}, T)")
-        x = F.linear(z.transpose(1, 2), self.first_conv.weight[:, :, 0], self.first_conv.bias)
-        if c is None or not self.n_mels:
-            return x, c
-        c = c if self.upsample_net is None else self.upsample_net(c)
-        if c.shape[2] != z.shape[2]:
+        x = self._first(z)
+        cond = None if c is None else self._at_sample_rate(c)
+        if cond is not None and cond.shape[1] != z.shape[2]:
             raise ShapeError(
-                f"the mel covers {c.shape[2]} samples, z has {z.shape[2]}",
+                f"the mel covers {cond.shape[1]} samples, z has {z.shape[2]}",
                 hint=f"Pass {self.context_frames} context frames on each side, and {self.hop_length} samples for every "
                 "other frame.",
             )
-        return x, c.transpose(1, 2).contiguous()
+        return self._head(self.stack(x, cond))
+
+    def _first(self, z: Tensor) -> Tensor:
+        """(B, in_channels, T) -> (B, T, R)"""
+        if z.dim() != 3 or z.shape[1] != self.config.in_channels:
+            raise ShapeError(f"z is {tuple(z.shape)}, expected (B, {self.config.in_channels}, T)")
+        return F.linear(z.transpose(1, 2), self.first_conv.weight[:, :, 0], self.first_conv.bias)
+
+    def _at_sample_rate(self, c: Tensor) -> Tensor:
+        """(B, n_mels, n_frames + 2·context_frames) -> (B, T, n_mels)"""
+        return (c if self.upsample_net is None else self.upsample_net(c)).transpose(1, 2).contiguous()
 
     def _head(self, skips: Tensor) -> Tensor:
         """(B, T, S) -> (B, out_channels, T)"""
@@ -165,49 +168,87 @@ class ParallelWaveGAN(Vocoder):
         self,
         mel: Tensor | None = None,
         *,
+        lengths=None,
         seed: int | None = None,
         noise: Tensor | None = None,
         n_samples: int | None = None,
-        precision: str | None = None,
-        threads: int | None = None,
         normalised: bool = False,
         padded: bool = False,
+        precision: str | None = None,
+        threads: int | None = None,
+        progress=None,
     ) -> Tensor:
         """mel (B, n_mels, n_frames) -> waves (B, n_samples), n_samples = n_frames · hop_length, not clipped.
 
         mel         as `mel_config` says, without the statistics; an unconditional model takes None and n_samples
-        noise       (B, n_samples) standard normal numbers; else they come from the seed. With in_channels > 1 it is
-                    (B, in_channels, n_samples)
+        lengths     (B,) frames of each item; the rest of the mel is padding, the rest of the result zero
+        seed        names the noise; item b's does not depend on the others or on the length
+        noise       (B, n_samples) standard normal numbers instead; with in_channels > 1 (B, in_channels, n_samples)
         normalised  the statistics are applied to the mel already
         padded      context_frames frames on each side come with the mel; else its edge frames are repeated
+        precision   "fp32" or "bf16"; default: the model's own
+        progress    called with (samples done, samples in all)
 
-        For out_channels > 1 the result is (B, out_channels, n_samples). Raises ShapeError, DTypeError, ConfigError.
+        For out_channels > 1 the result is (B, out_channels, n_samples). Long utterances are made in pieces that overlap
+        by what the network sees: memory is bounded, and the pieces' seams are rounding. Raises ShapeError, DTypeError,
+        ConfigError and their kin.
         """
-        c, batch, n_samples = self._conditioning(mel, noise, n_samples, normalised, padded)
-        shape = (batch, n_samples) if self.config.in_channels == 1 else (batch, self.config.in_channels, n_samples)
+        c, batch, n_frames = self._conditioning(mel, noise, n_samples, normalised, padded)
+        n_samples, channels = n_frames * self.hop_length, self.config.in_channels
+        shape = (batch, n_samples) if channels == 1 else (batch, channels, n_samples)
         z = self.normal_noise(shape, seed) if noise is None else self.given_noise("noise", noise, shape)
-        x, cond = self._inputs(z.reshape(batch, -1, n_samples), c)
-        skips = self.stack.infer(x, cond, precision=precision or self.precision, threads=threads)
-        waves = self._head(skips)
-        return waves[:, 0].float().contiguous() if self.config.out_channels == 1 else waves.float().contiguous()
+        z = z.reshape(batch, channels, n_samples)
+        waves = z.new_zeros(batch, self.config.out_channels, n_samples)
+        frames = self.check_lengths(lengths, z[:, :, :n_frames])
+        items = [(slice(None), n_frames)] if frames is None else [(slice(b, b + 1), n) for b, n in enumerate(frames)]
+        how, done, total = {"precision": precision or self.precision, "threads": threads}, 0, sum(n for _, n in items)
+        for item, n in items:  # the stack looks ahead: padding behind an item would be heard in it
+            mine = None if c is None else self._edges(c[item], n, padded)
+            length = max(PIECE_SAMPLES, 4 * self.stack.reach) // self.hop_length + 1
+            for start in range(0, n, length):
+                stop = min(start + length, n)
+                piece = slice(start * self.hop_length, stop * self.hop_length)
+                waves[item, :, piece] = self._piece(z[item], mine, start, stop, n, how)
+                done += stop - start
+                if progress is not None:
+                    progress(done * self.hop_length, total * self.hop_length)
+        return (waves[:, 0] if self.config.out_channels == 1 else waves).float()
+
+    def _piece(self, z: Tensor, c: Tensor | None, start: int, stop: int, n_frames: int, how: dict) -> Tensor:
+        """Frames start … stop - 1 of the result, computed from no more than these depend on."""
+        hop, halo = self.hop_length, -(-self.stack.reach // self.hop_length)
+        low, high = max(start - halo, 0), min(stop if self.config.use_causal_conv else stop + halo, n_frames)
+        cond = None
+        if c is not None:
+            margin = 0 if self.upsample_net is None else self.upsample_net.reach
+            first, last = max(low - margin, 0), min(high + margin, n_frames)
+            cond = self._at_sample_rate(c[:, :, first : last + 2 * self.context_frames])
+            cond = cond[:, (low - first) * hop : (high - first) * hop]
+        skips = self.stack.infer(self._first(z[:, :, low * hop : high * hop]), cond, **how)
+        return self._head(skips[:, (start - low) * hop : (stop - low) * hop])
 
     def _conditioning(self, mel, noise, n_samples, normalised, padded) -> tuple[Tensor | None, int, int]:
-        """The normalised mel with its context, the batch size and the number of samples."""
+        """The normalised mel, the batch size and the number of frames without context."""
         if not self.n_mels:
             if mel is not None or (n_samples is None) == (noise is None):
                 raise ConfigError("this Parallel WaveGAN is unconditional: it takes n_samples or noise, and no mel")
             return (None, 1, n_samples) if noise is None else (None, len(noise), noise.shape[-1])
         if n_samples is not None:
             raise ConfigError(f"n_samples follows from the mel, {self.hop_length} for a frame: do not pass it")
-        mel = self.check_mel(mel)
-        context = self.context_frames
-        n_frames = mel.shape[2] - (2 * context if padded else 0)
+        if mel is None:
+            raise ConfigError(f"this Parallel WaveGAN is conditioned on {self.n_mels} mel bands: mel is missing")
+        mel, context = self.check_mel(mel), 2 * self.context_frames
+        n_frames = mel.shape[2] - (context if padded else 0)
         if n_frames < 1:
-            raise ShapeError(f"mel has {mel.shape[2]} frames; with padded=True {2 * context} of them are context")
-        c = mel if normalised else (mel - self.mean[:, None]) / self.scale[:, None]
-        if context and not padded:
-            c = F.pad(c, (context, context), mode="replicate")
-        return c, len(mel), n_frames * self.hop_length
+            raise ShapeError(f"mel has {mel.shape[2]} frames; with padded=True {context} of them are context")
+        return mel if normalised else (mel - self.mean[:, None]) / self.scale[:, None], len(mel), n_frames
+
+    def _edges(self, c: Tensor, n_frames: int, padded: bool) -> Tensor:
+        """The first n_frames frames with their context: what came with them, or the edge frames repeated."""
+        context = self.context_frames
+        if padded or not context:
+            return c[:, :, : n_frames + 2 * context]
+        return F.pad(c[:, :, :n_frames], (context, context), mode="replicate")
 
 
 def _upsample_net(c: ParallelWaveGANConfig) -> nn.Module:

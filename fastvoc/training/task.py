@@ -4,7 +4,6 @@ import dataclasses
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrizations import weight_norm
 
 from fastvoc.audio.mel import MelConfig
 from fastvoc.checkpoints.weight_norm import fold_weight_norm
@@ -68,11 +67,7 @@ class Task:
 
     def model(self) -> nn.Module:
         model = self.Model(self.config)
-        if self.options.get("weight_norm"):
-            for conv in [m for m in model.modules() if isinstance(m, nn.Conv1d | nn.Conv2d)]:
-                if conv.weight.detach().flatten(1).norm(dim=1).min() > 0:  # a row of zeros has no direction
-                    weight_norm(conv)
-        return model
+        return model.apply_weight_norm() if self.options.get("weight_norm") else model
 
     def finished(self, weights: dict[str, Tensor]) -> Vocoder:
         """A vocoder of its own with these weights of "model"."""

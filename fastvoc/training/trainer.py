@@ -30,11 +30,17 @@ from fastvoc.training.data import Corpus
 from fastvoc.training.diffwave import DiffWaveTask
 from fastvoc.training.parallel_wavegan import ParallelWaveGANTask
 from fastvoc.training.task import Draws
+from fastvoc.training.waveglow import WaveGlowTask
 from fastvoc.training.wavenet import WaveNetTask
 
 log = logging.getLogger("fastvoc")
 
-TASKS = {"diffwave": DiffWaveTask, "parallel_wavegan": ParallelWaveGANTask, "wavenet": WaveNetTask}
+TASKS = {
+    "diffwave": DiffWaveTask,
+    "parallel_wavegan": ParallelWaveGANTask,
+    "waveglow": WaveGlowTask,
+    "wavenet": WaveNetTask,
+}
 OPTIONS = (
     "seed", "steps", "batch_size", "segment_frames", "learning_rate", "warmup_steps", "half_life_steps",
     "minimum_learning_rate", "gradient_clip", "ema_decay", "validate_every", "checkpoint_every", "sample_every",

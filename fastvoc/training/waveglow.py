@@ -1,0 +1,17 @@
+"""What WaveGlow is trained on: the likelihood of the wave given its mel."""
+
+from torch import Tensor
+
+from fastvoc.losses.waveglow import waveglow_loss
+from fastvoc.models.waveglow import WaveGlow
+from fastvoc.training.task import Draws, Task
+
+
+class WaveGlowTask(Task):
+    Model = WaveGlow
+    loss_unit = "nats per sample, up to a constant"
+
+    def losses(self, name: str, networks: dict, waves: Tensor, mels: Tensor, draws: Draws, step: int) -> dict[str, Tensor]:
+        """With memory_efficient in the training options the activations of one flow are kept, not of all."""
+        z, log_s, log_det = networks["model"](waves, mels, self.options.get("memory_efficient", False))
+        return {"likelihood": waveglow_loss(z, log_s, log_det, self.recipe.get("sigma", 1.0))}
