@@ -283,12 +283,21 @@ def test_infer_is_the_papers_algorithm(changes):
     assert torch.allclose(got, x, atol=2e-5) and got.dtype == torch.float32 and 0.05 < got.std() < 50
 
 
-def test_conditioning_that_is_not_kept_gives_the_same(monkeypatch):
-    model = small(shared_upsampler=False)
-    _, _, mel, _ = inputs(model)
-    want = model.infer(mel, seed=3)
-    monkeypatch.setattr(diffwave_infer, "KEPT_BYTES", 0)
-    assert torch.allclose(model.infer(mel, seed=3), want, atol=1e-6) and want.std() > 0.05
+@pytest.mark.parametrize("kept_bytes", [0, 1 << 30])
+@pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
+def test_a_long_utterance_goes_in_stretches(changes, kept_bytes, monkeypatch):
+    model = small(**changes, layers=2)  # reach 3 samples at kernel 3
+    _, _, mel, label = inputs(model, frames=9)
+    n = {"n_samples": 9 * model.hop_length - 2}
+    want = model.infer(mel, label=label, seed=3, **n)
+    seen = []
+    run = model.stack.infer
+    monkeypatch.setattr(model.stack, "infer", lambda x, *a, **k: (seen.append(x.shape[1]), run(x, *a, **k))[1])
+    for name, value in {"STRETCH": 16, "SHORTEST": 7, "KEPT_BYTES": kept_bytes}.items():
+        monkeypatch.setattr(diffwave_infer, name, value)
+    got = model.infer(mel, label=label, seed=3, **n)
+    assert torch.allclose(got, want, atol=1e-5) and want.std() > 0.05
+    assert max(seen) <= 16 + 2 * model.stack.reach and len(seen) > 2 * 6
 
 
 def test_labels_make_a_difference_and_get_gradients():

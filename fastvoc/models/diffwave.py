@@ -101,14 +101,14 @@ def _check_whole(name: str, value, low: int, high: int = LIMIT) -> None:
 class LayerConditioning(Sequence):
     """Layer l's (B, T, C) from its own upsampler, made when asked: only one exists at a time."""
 
-    def __init__(self, model: "DiffWave", mel: Tensor, n_samples: int, label: Tensor | None):
-        self.model, self.mel, self.n_samples, self.label = model, mel, n_samples, label
+    def __init__(self, model: "DiffWave", *how):
+        self.model, self.how = model, how
 
     def __len__(self) -> int:
         return self.model.config.layers
 
     def __getitem__(self, layer: int) -> Tensor:
-        return self.model._upsampled(self.model.upsample[layer], self.mel, self.n_samples, self.label)
+        return self.model._upsampled(self.model.upsample[layer], *self.how)
 
 
 class DiffWave(Sampling, Vocoder):
@@ -185,7 +185,8 @@ class DiffWave(Sampling, Vocoder):
         step = torch.as_tensor(step, device=audio.device)
         if step.numel() not in (1, B) or step.dim() > 2:
             raise ShapeError(f"step is {tuple(step.shape)}, expected one for each of {B} items")
-        cond = self.conditioning(mel, label, B, T)
+        self._check_conditions(mel, label, B, T)
+        cond = self.conditioning(mel, label, B, 0, T)
         return self._noise(audio, cond, self.layer_biases(step.reshape(-1)).expand(B, -1, -1), stack)[:, None]
 
     def _noise(self, audio: Tensor, cond, step: Tensor, stack) -> Tensor:
@@ -225,20 +226,24 @@ class DiffWave(Sampling, Vocoder):
         angles = step.to(dtype)[:, None] * frequencies
         return torch.cat([torch.sin(angles), torch.cos(angles)], 1)
 
-    def conditioning(self, mel: Tensor | None, label: Tensor | None, B: int, T: int):
-        """What the stack takes as cond: (B, T, C), or a sequence with that for each layer; None where there is none."""
-        self._check_conditions(mel, label, B, T)
+    def conditioning(self, mel: Tensor | None, label: Tensor | None, B: int, first: int, last: int):
+        """What the stack takes as cond at samples first … last - 1: (B, T, C), or a sequence with that for each layer; None
+        where there is none.
+        """
         features = None if label is None else self.label_embedding(label)
         if len(self.upsample) > 1:
-            return LayerConditioning(self, mel, T, features)
+            return LayerConditioning(self, mel, first, last, features)
         if mel is None:
-            return None if features is None else features[:, None].expand(B, T, -1)
-        return self._upsampled(self.upsample[0], mel, T, features)
+            return None if features is None else features[:, None].expand(B, last - first, -1)
+        return self._upsampled(self.upsample[0], mel, first, last, features)
 
-    def _upsampled(self, network: nn.Module, mel: Tensor, T: int, label: Tensor | None) -> Tensor:
-        c = network(mel)[:, :, :T].transpose(1, 2).contiguous()
+    def _upsampled(self, network: nn.Module, mel: Tensor, first: int, last: int, label: Tensor | None) -> Tensor:
+        hop = self.hop_length
+        margin = len(self.config.upsample_scales) + 1  # frames: a stage looks one of its inputs to each side
+        low, high = max(first // hop - margin, 0), min(-(-last // hop) + margin, mel.shape[2])
+        c = network(mel[:, :, low:high])[:, :, first - low * hop : last - low * hop].transpose(1, 2).contiguous()
         # The label's 1×1 and the mel's add up: one matrix with the two side by side
-        return c if label is None else torch.cat([c, label[:, None].expand(-1, T, -1)], 2)
+        return c if label is None else torch.cat([c, label[:, None].expand(-1, last - first, -1)], 2)
 
     def _check_conditions(self, mel: Tensor | None, label: Tensor | None, B: int, T: int) -> None:
         c = self.config

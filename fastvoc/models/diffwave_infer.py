@@ -9,7 +9,9 @@ from fastvoc.errors import ConfigError, ShapeError
 from fastvoc.models.diffwave_schedule import SamplingSteps, checked_betas, sampling_steps
 from fastvoc.models.vocoder import check_seed, fresh_seed
 
-KEPT_BYTES = 1 << 30  # of conditioning per layer that is kept over the steps; beyond, it is made anew in each
+STRETCH = 1 << 17  # samples of all items together that the stack sees at once: bounds the memory, whatever the length
+SHORTEST = 1 << 15  # of one item; each stretch is computed with the stack's reach on both sides, which comes on top
+KEPT_BYTES = 1 << 30  # of conditioning that is kept over the steps; beyond, it is made anew in each
 
 
 class Sampling:
@@ -88,11 +90,16 @@ class Sampling:
         B, T = x.shape
         if not x.numel():
             return x
-        cond = self.conditioning(mel, label, B, T)
-        if len(self.upsample) > 1 and len(self.upsample) * B * T * self.config.cond_channels * 4 <= KEPT_BYTES:
-            cond = torch.stack(list(cond))
+        stretches = self._stretches(mel, label, B, T)
         for done, n in enumerate(range(len(steps) - 1, -1, -1)):
-            eps = self._noise(x, cond, biases[n].expand(B, -1, -1).contiguous(), stack)
+            bias = biases[n].expand(B, -1, -1).contiguous()
+            eps = torch.cat(
+                [
+                    self._noise(x[:, low:high], cond(), bias, stack)[:, first - low : last - low]
+                    for first, last, low, high, cond in stretches
+                ],
+                1,
+            )
             x = steps.c1[n] * (x - steps.c2[n] * eps)
             if n > 0:
                 x = x + steps.sigma[n] * draw(done)
@@ -101,6 +108,24 @@ class Sampling:
             if progress is not None:
                 progress(done + 1, len(steps))
         return x
+
+    def _stretches(self, mel: Tensor | None, label: Tensor | None, B: int, T: int) -> list[tuple]:
+        """(first, last, low, high, cond): samples first … last - 1 depend on low … high - 1, conditioned on cond()."""
+        reach, size = self.stack.reach, max(SHORTEST, STRETCH // B)
+        size = T if T <= size + 2 * reach else size
+        n_conds = max(len(self.upsample), 1)
+        kept = n_conds * B * T * self.config.cond_channels * 4 <= KEPT_BYTES
+        stretches = []
+        for first in range(0, T, size):
+            last = min(first + size, T)
+            low, high = max(first - reach, 0), min(last + reach, T)
+            cond = partial(self.conditioning, mel, label, B, low, high)
+            if kept:
+                made = cond()
+                made = torch.stack(list(made)) if n_conds > 1 else made
+                cond = lambda made=made: made
+            stretches.append((first, last, low, high, cond))
+        return stretches
 
     def _size(self, mel, label, n_samples: int | None, batch: int | None, noise) -> tuple[int, int]:
         """Items and samples."""
