@@ -81,7 +81,7 @@ def noise_of(model, family: str, B: int, n: int, steps: int, seed: int = 0):
     if family == "diffwave":
         return rand(B, n), rand(steps - 1, B, n)
     if family == "waveglow":
-        return [rand(*shape) for shape in model.noise_shapes(B, n)]
+        return [rand(*shape) for shape in model.noise_shapes(B, n // model.config.n_group)]
     return rand(B, n)
 
 

@@ -180,12 +180,17 @@ def stacks_of(model: nn.Module) -> list[GatedResidualStack]:
 def running(stacks: list[GatedResidualStack], plans: list):
     """The model's stacks run by these plans instead of ours, for a block; the rest of the model is as it is."""
     for stack, plan in zip(stacks, plans, strict=True):
-        stack.infer = lambda x, cond=None, step=None, plan=plan, **_: plan.run(x, cond, step)
+        stack.infer = lambda x, cond=None, step=None, plan=plan, head=None, **_: _behind(plan.run(x, cond, step), head)
     try:
         yield
     finally:
         for stack in stacks:
             del stack.infer
+
+
+def _behind(y: Tensor, head: nn.Conv1d | None) -> Tensor:
+    """What we fold into our stack, as the upstream has it: a convolution of its own."""
+    return y if head is None else F.linear(y, head.weight[:, :, 0], head.bias)
 
 
 @torch.no_grad()
