@@ -185,6 +185,19 @@ def test_stretches_give_what_one_piece_gives(monkeypatch, changes):
     assert torch.allclose(got, want, atol=1e-5) and got.shape == want.shape
 
 
+@pytest.mark.parametrize("changes", [{}, {"upsample_kernel": 12}, {"upsample_kernel": 31, "upsample_stride": 7}])
+def test_the_conditioning_of_infer_is_that_of_forward(changes):
+    model, mel = small(**changes).double(), torch.randn(2, 3, 11, dtype=torch.float64)
+    n = 11 * model.hop_length // 6
+    want = model.conditioning(mel, 2, n)
+    for low, high in ((0, n), (0, 1), (n - 1, n), (3, 7)):
+        got = model._conditioning(mel, low, high)
+        assert got.shape == want[:, low:high].shape and torch.allclose(got, want[:, low:high], rtol=0, atol=1e-14)
+    with torch.no_grad():
+        model.upsample.bias += 1
+    assert torch.allclose(model._conditioning(mel, 0, n), want + 1)
+
+
 def test_an_item_does_not_depend_on_the_others_or_on_the_padding():
     model, mel = small(), torch.randn(3, 3, 8)
     mel[1, :, 5:] = 1e3

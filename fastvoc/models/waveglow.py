@@ -146,6 +146,7 @@ class WaveGlow(Generation, Vocoder):
         M = config.n_mel_channels
         self.upsample = nn.ConvTranspose1d(M, M, config.upsample_kernel, config.upsample_stride)
         self.flows = nn.ModuleList(Flow(config, k) for k in range(config.n_flows))
+        self._upsampler = None
 
     @property
     def n_mels(self) -> int:

@@ -4,6 +4,7 @@ import math
 from itertools import count
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fastvoc.errors import ConfigError, ShapeError
@@ -112,12 +113,31 @@ class Generation:
     def _conditioning(self, mel: Tensor, low: int, high: int) -> Tensor:
         """Groups low … high - 1 of `conditioning`, from the frames that they depend on."""
         hop, group = self.hop_length, self.config.n_group
-        before = -(-self.config.upsample_kernel // hop) - 1
-        first = max(low * group // hop - before, 0)
-        last = -(-high * group // hop)
-        skipped = low * group - first * hop  # samples that these frames make before group `low`
-        c = self.upsample(mel[:, :, first:last])[:, :, skipped : skipped + (high - low) * group]
-        return c.unflatten(2, (high - low, group)).transpose(1, 2).flatten(2)
+        weight, bias = self._phases()
+        n_taps = weight.shape[0] // self.n_mels
+        first, last = low * group // hop, -(-high * group // hop)
+        frames = F.pad(mel.transpose(1, 2), (0, 0, n_taps - 1, 0))  # frame f is row f + n_taps - 1
+        seen = torch.cat([frames[:, first + q : last + q] for q in range(n_taps)], 2)
+        c = F.linear(seen, weight.t(), bias).reshape(mel.shape[0], -1, self.n_mels)
+        skipped = low * group - first * hop  # samples that frame `first` makes before group `low`
+        return c[:, skipped : skipped + (high - low) * group].unflatten(1, (high - low, group)).transpose(2, 3).flatten(2)
+
+    def _phases(self) -> tuple[Tensor, Tensor]:
+        """The upsampler as one matrix for whole frames: (n_taps · n_mels, hop · n_mels), and its bias (hop · n_mels).
+
+        The hop samples of a frame depend on it and the n_taps - 1 frames before. Made anew when the upsampler has changed.
+        """
+        w, hop = self.upsample.weight, self.hop_length
+        stamp = tuple((p.data_ptr(), 0 if p.is_inference() else p._version, p.dtype) for p in (w, self.upsample.bias))
+        if self._upsampler is None or self._upsampler[0] != stamp:
+            n_taps = -(-w.shape[2] // hop)
+            taps = F.pad(w.detach(), (0, n_taps * hop - w.shape[2])).unflatten(2, (n_taps, hop))
+            weight = taps.flip(2).permute(2, 0, 3, 1).flatten(2).flatten(0, 1)  # the oldest frame first
+            self._upsampler = stamp, weight.contiguous(), self.upsample.bias.detach().repeat(hop)
+        return self._upsampler[1:]
+
+    def __getstate__(self):
+        return {**self.__dict__, "_upsampler": None}  # made anew where the copy is used
 
 
 def _checked_sigma(sigma) -> float:
