@@ -12,10 +12,11 @@ import pytest
 import torch
 
 from fastvoc.audio import write_wav
+from fastvoc.audio.mel import MelConfig
 from fastvoc.cli.train import read_recipe
 from fastvoc.demo import WAVENET
 from fastvoc.errors import AudioError, ConfigError, CorruptCheckpointError, DeviceError
-from fastvoc.models import load
+from fastvoc.models import Preprocessing, WaveNet, load
 from fastvoc.training.make_speech import TEXT
 from fastvoc.training.task import Draws
 from fastvoc.training.trainer import OPTIONS, TASKS, Trainer, fixed, learning_rate
@@ -81,6 +82,27 @@ RECIPES = {
         "training": {**TRAINING, "weight_norm": True},
     },
 }  # fmt: skip
+# Teacher: an untrained WaveNet with a Gaussian or a mixture of logistics, that `teacher` below writes down
+STUDENT = {
+    "family": "parallel_wavenet",
+    "model": {
+        "dilations": [[1, 2, 4], [1, 2]], "residual_channels": 8, "gate_channels": 16, "skip_channels": 8, "front_kernel": 4,
+        "delay_input": True, "cin_channels": 10, "upsample_net": "ConvInUpsampleNetwork",
+        "upsample_params": {"upsample_scales": [5, 8], "cin_pad": 1},
+    },
+    "teacher_upsampler": True,
+    "spectral": {"loss": "frame", "n_fft": 64, "hop_length": 16, "weight": 0.05},
+    "mel": {**RECIPE["mel"], "name": "tacotron"},
+    "training": {**TRAINING, "learning_rate": 5e-3},
+}
+LOGISTIC = {
+    **STUDENT,
+    "model": {**STUDENT["model"], "skip_channels": 0, "distribution": "logistic", "scale": "softplus"},
+    "spectral": {"loss": "power", "n_fft": 64, "hop_length": 16, "power": 1.0, "weight": 0.05},
+    "teacher_upsampler": False,
+    "monte_carlo": 2,
+    "contrastive": 0.1,
+}
 every_family = pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
 
 
@@ -94,6 +116,62 @@ def data(tmp_path_factory):
             wave = 0.4 * np.sin(2 * np.pi * f * t * (1 + 0.1 * t)) * np.exp(-t)
             write_wav(folder / part / f"{f}.wav", wave.astype(np.float32), 4000)
     return folder
+
+
+@pytest.fixture(scope="module")
+def teachers(tmp_path_factory):
+    """Model folders of WaveNets that have hardly learnt: what a student is told by them is smooth."""
+    folder = tmp_path_factory.mktemp("teachers")
+    for name, changes in (("gaussian", {"out_channels": 2, "output_distribution": "Normal"}), ("logistic", {"out_channels": 6})):
+        torch.manual_seed(3)
+        model = WaveNet(**{**RECIPE["model"], "scalar_input": True, **changes})
+        mel = MelConfig.preset(**RECIPE["mel"], mean=(-3.0,) * 10, scale=(2.0,) * 10)
+        model.preprocessing = Preprocessing(mel, preemphasis=0.85, gain=2.0)
+        model.save_pretrained(folder / name)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "logistic"])
+def test_students_learn_from_teachers(data, teachers, tmp_path, kind):
+    recipe = {**(STUDENT if kind == "gaussian" else LOGISTIC), "teacher": str(teachers / kind)}
+    recipe["training"] = {**recipe["training"], "ema_decay": 0.5, "weight_norm": kind == "gaussian"}
+    trainer = Trainer(recipe, data, tmp_path / "out")
+    before, teacher = trainer.validate(), load(teachers / kind)
+    trainer.train()
+    after = trainer.validate()
+    assert after < before - 0.05 * abs(before)
+    model = load(tmp_path / "out" / "model")
+    assert model.family == "parallel_wavenet" and model.preprocessing.mel == teacher.preprocessing.mel
+    assert model.preprocessing.preemphasis == 0.85 and model.preprocessing.gain == 2.0
+    wave = trainer.task.sample(model, trainer.heldout.mels[0])
+    assert np.isfinite(wave).all() and wave.std() > 1e-4 and len(wave) == trainer.heldout.mels[0].shape[1] * 40
+    same = [torch.allclose(a, b) for a, b in zip(model.upsample_net.parameters(), teacher.upsample_net.parameters())]
+    assert all(same) == (kind == "gaussian")  # the copy is frozen; an upsampler of the student's own learns
+    assert all(torch.equal(v, trainer.task.teacher.state_dict()[k]) for k, v in teacher.state_dict().items())
+
+
+def test_a_student_resumes(data, teachers, tmp_path, monkeypatch):
+    monkeypatch.setattr("fastvoc.training.trainer.REPORT_EVERY", 1)
+    recipe, rows = {**LOGISTIC, "teacher": str(teachers / "logistic")}, {"whole": [], "parts": []}
+    Trainer(recipe, data, tmp_path / "whole").train(until=4, progress=rows["whole"].append)
+    Trainer(recipe, data, tmp_path / "parts").train(until=2, progress=rows["parts"].append)
+    Trainer(recipe, data, tmp_path / "parts").train(until=4, progress=rows["parts"].append)
+    assert [r["parts"] for r in rows["whole"]] == [r["parts"] for r in rows["parts"]]
+    assert set(rows["whole"][0]["parts"]) == {"distillation", "spectral"}
+
+
+def test_teachers_that_cannot_teach(data, teachers, tmp_path):
+    with pytest.raises(ConfigError, match="distilled from a trained WaveNet.*--teacher"):
+        Trainer(STUDENT, data, tmp_path)
+    with pytest.raises(ConfigError, match="needs a teacher with the head 'gaussian'"):
+        Trainer({**STUDENT, "teacher": str(teachers / "logistic")}, data, tmp_path).train(until=1)
+    with pytest.raises(ConfigError, match="another mel convention"):
+        Trainer({**STUDENT, "teacher": str(WAVENET)}, data, tmp_path)
+    other = {**STUDENT["model"], "upsample_params": {"upsample_scales": [8, 5], "cin_pad": 1}}
+    with pytest.raises(ConfigError, match="not built as its teacher's"):
+        Trainer({**STUDENT, "model": other, "teacher": str(teachers / "gaussian")}, data, tmp_path)
+    with pytest.raises(ConfigError, match="spectral loss: got 'mel'"):
+        Trainer({**STUDENT, "spectral": {"loss": "mel"}}, data, tmp_path)
 
 
 def weights_of(trainer):

@@ -24,6 +24,8 @@ def add(commands) -> None:
                         help="gets model/, samples/, log.jsonl, curve.png and the state to resume from")
     parser.add_argument("--recipe", metavar="NAME|PATH",
                         help="a recipe that comes with fastvoc, or a .json file (default: FAMILY-demo)")
+    parser.add_argument("--teacher", type=Path, metavar="PATH",
+                        help="the trained WaveNet that a Parallel WaveNet is distilled from")
     parser.add_argument("--steps", type=whole(1, 10**9), metavar="N",
                         help="train up to this step (default: the recipe's)")
     parser.add_argument("--device", default="cpu", metavar="NAME", help="cpu (default), cuda or cuda:N")
@@ -37,6 +39,8 @@ def run(options) -> None:
     check_folder(options.out, may_be_made=True)
     use_threads(options)
     recipe = read_recipe(options.recipe or f"{options.family}-demo", options.family)
+    if options.teacher is not None:
+        recipe["teacher"] = str(options.teacher)
     steps = options.steps or recipe["training"]["steps"]
     trainer = Trainer(recipe, options.data, options.out, compile=options.compile, device=options.device)
     if trainer.step >= steps:

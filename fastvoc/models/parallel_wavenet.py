@@ -92,6 +92,11 @@ class ParallelWaveNetConfig:
             self.head_channels = self.skip_channels or self.residual_channels
 
     @property
+    def first_sample(self) -> int:
+        """How many samples at the start have no distribution: ClariNet's first one is a zero."""
+        return 0 if self.delay_input else 1
+
+    @property
     def receptive_field(self) -> int:
         return sum((self.kernel_size - 1) * sum(flow) + self.front_kernel for flow in self.dilations) + 1
 
@@ -171,8 +176,7 @@ class ParallelWaveNet(Vocoder):
 
     @property
     def first_sample(self) -> int:
-        """How many samples at the start have no distribution: ClariNet's is a zero."""
-        return 0 if self.config.delay_input else 1
+        return self.config.first_sample
 
     def forward(self, z: Tensor, mel: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Noise to sound, with gradients.

@@ -14,7 +14,7 @@ from fastvoc.losses.contrastive import contrastive_loss
 from fastvoc.losses.density_distillation import logistic_kl
 from fastvoc.losses.frame_loss import frame_loss
 from fastvoc.losses.gaussian_kl import REGULARISATION, gaussian_kl, log_scale_distance
-from fastvoc.models.parallel_wavenet import ParallelWaveNet
+from fastvoc.models.parallel_wavenet import ParallelWaveNet, ParallelWaveNetConfig
 from fastvoc.models.wavenet import WaveNet
 
 DIRECTIONS = ("reverse", "forward")
@@ -22,12 +22,13 @@ HEADS = {"gaussian": "gaussian", "logistic": "mol"}  # what a teacher must say, 
 
 
 def distill(
-    student: ParallelWaveNet,
+    student: ParallelWaveNet | ParallelWaveNetConfig,
     teacher: WaveNet,
     mel: Tensor,
     z: Tensor,
     wave: Tensor | None = None,
     *,
+    run=None,
     uniform: Tensor | None = None,
     other_mel: Tensor | None = None,
     direction: str = "reverse",
@@ -41,6 +42,8 @@ def distill(
     mel        (B, n_mels, n_frames) with the context frames that student and teacher expect
     z          (B, T) noise of the student's kind
     wave       (B, T) the recording that mel is of; without it there is no spectral part
+    run        (z, mel) -> x, mean, log_scale: what stands for the student, wrapped or with other weights, where its
+               configuration is given
     uniform    (n, B, T) draws of the Monte Carlo sum, for a logistic student (the paper and upstream: n = 100)
     other_mel  of another utterance; without it there is no contrastive part
     direction  of a Gaussian divergence: "reverse" is KL(student ‖ teacher), ClariNet's default
@@ -48,22 +51,24 @@ def distill(
 
     Raises ConfigError, ShapeError.
     """
-    if teacher.config.head != HEADS[student.config.distribution]:
+    config = student if run is not None else student.config
+    if teacher.config.head != HEADS[config.distribution]:
         raise ConfigError(
-            f"a {student.config.distribution} student needs a teacher with the head "
-            f"{HEADS[student.config.distribution]!r}, this one's is {teacher.config.head!r}"
+            f"a {config.distribution} student needs a teacher with the head "
+            f"{HEADS[config.distribution]!r}, this one's is {teacher.config.head!r}"
         )
     if direction not in DIRECTIONS:
         raise ConfigError(f"direction: got {direction!r}, expected one of {list(DIRECTIONS)}")
-    if student.config.distribution == "logistic" and uniform is None:
+    if config.distribution == "logistic" and uniform is None:
         raise ConfigError("a logistic student needs uniform draws (n, B, T)")
-    x, mean, log_scale = student(z, mel)
+    x, mean, log_scale = (run or student)(z, mel)
+    first = config.first_sample
     said = torch.stack([mean, log_scale], 1)
 
     def divergence(mel_of_teacher):
-        expected = _expected(teacher, x, mel_of_teacher, student.first_sample)
-        if student.config.distribution == "logistic":
-            kl = logistic_kl(said, expected, uniform[:, :, student.first_sample :], reduction="mean")
+        expected = _expected(teacher, x, mel_of_teacher, first)
+        if config.distribution == "logistic":
+            kl = logistic_kl(said, expected, uniform[:, :, first:], reduction="mean")
             return kl, kl.new_zeros(())
         pair = (said, expected) if direction == "reverse" else (expected, said)
         return gaussian_kl(*pair, reduction="mean"), log_scale_distance(*pair, reduction="mean")
@@ -76,7 +81,6 @@ def distill(
         total = contrastive_loss(kl, parts["mismatched_kl"], contrastive_weight)
     total = total + regularisation * distance
     if wave is not None:
-        first = student.first_sample
         parts["spectral"] = spectral_loss(x[:, first:], wave[:, first:])
         total = total + spectral_weight * parts["spectral"]
     return {"total": total, **parts}

@@ -29,6 +29,7 @@ from fastvoc.training.curve import plot_curve
 from fastvoc.training.data import Corpus
 from fastvoc.training.diffwave import DiffWaveTask
 from fastvoc.training.parallel_wavegan import ParallelWaveGANTask
+from fastvoc.training.parallel_wavenet import ParallelWaveNetTask
 from fastvoc.training.task import Draws
 from fastvoc.training.waveglow import WaveGlowTask
 from fastvoc.training.wavenet import WaveNetTask
@@ -38,6 +39,7 @@ log = logging.getLogger("fastvoc")
 TASKS = {
     "diffwave": DiffWaveTask,
     "parallel_wavegan": ParallelWaveGANTask,
+    "parallel_wavenet": ParallelWaveNetTask,
     "waveglow": WaveGlowTask,
     "wavenet": WaveNetTask,
 }
