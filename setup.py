@@ -46,6 +46,7 @@ class CMakeBuild(build_ext):
 
 setup(
     packages=find_packages(include=["fastvoc", "fastvoc.*"]),
+    package_dir={"fastvoc.kernels": "kernels"},  # the Triton kernels; fastvoc/kernels/ only points there, in a source tree
     package_data={
         "fastvoc": ["py.typed"],
         "fastvoc.demo": ["*.wav", "text/*.txt", "*/*"],

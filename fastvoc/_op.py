@@ -5,6 +5,7 @@ The only file that knows torch.library.
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 from collections.abc import Callable
@@ -126,6 +127,23 @@ def _checked(name: str) -> str:
 
 if os.environ.get("FASTVOC_BACKEND"):
     _forced = _checked(os.environ["FASTVOC_BACKEND"])
+
+
+def lazy(module: str, name: str) -> Callable:
+    """A backend that is imported when first called: importing fastvoc imports no Triton."""
+
+    @cache
+    def load():
+        return getattr(importlib.import_module(module), name)
+
+    def backend(*args, **kwargs):
+        try:
+            fn = load()
+        except ImportError as reason:
+            raise Unsupported(f"{reason}; pip install triton") from None
+        return fn(*args, **kwargs)
+
+    return backend
 
 
 def launch(kernel: Callable, *args) -> None:

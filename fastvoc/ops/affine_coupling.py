@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fastvoc import _C, _cuda
-from fastvoc._op import Op, Unsupported, needs_grad, same_kind
+from fastvoc._op import Op, Unsupported, lazy, needs_grad, same_kind
 from fastvoc.errors import ShapeError
 
 
@@ -130,6 +130,7 @@ affine_coupling_fwd = Op(
     fake=lambda x, log_s, t: (_contiguous_like(x), x.new_empty(x.shape[0])),
     cpu=affine_coupling_cpu,
     cuda=affine_coupling_cuda,
+    triton=lazy("fastvoc.kernels.affine_coupling", "affine_coupling_triton"),
     inputs=_inputs,
     cases=CASES,
 )
@@ -140,6 +141,7 @@ affine_coupling_inv = Op(
     fake=lambda y, log_s, t: _contiguous_like(y),
     cpu=affine_coupling_inverse_cpu,
     cuda=affine_coupling_inverse_cuda,
+    triton=lazy("fastvoc.kernels.affine_coupling", "affine_coupling_inverse_triton"),
     inputs=_inputs,
     cases=CASES,
 )
@@ -150,6 +152,7 @@ affine_coupling_bwd = Op(
     fake=lambda dy, dsum, x, log_s: (_contiguous_like(x), _contiguous_like(x)),
     cpu=affine_coupling_backward_cpu,
     cuda=affine_coupling_backward_cuda,
+    triton=lazy("fastvoc.kernels.affine_coupling", "affine_coupling_backward_triton"),
     inputs=lambda *shape, rand: (rand(*shape), rand(shape[0]), rand(*shape), rand(*shape) * 0.5),
     cases=CASES,
 )

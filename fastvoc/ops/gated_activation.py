@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastvoc import _C, _cuda
-from fastvoc._op import Op, Unsupported, launch, needs_grad, same_kind
+from fastvoc._op import Op, Unsupported, launch, lazy, needs_grad, same_kind
 
 
 def _on_cpu(*tensors: Tensor) -> list[Tensor]:
@@ -76,6 +76,7 @@ gated_activation_fwd = Op(
     fake=lambda a, b: _contiguous_like(a),
     cpu=gated_activation_cpu,
     cuda=gated_activation_cuda,
+    triton=lazy("fastvoc.kernels.gated_activation", "gated_activation_triton"),
     inputs=lambda *shape, rand: (rand(*shape) * 3, rand(*shape) * 3),
     cases=CASES,
 )
@@ -86,6 +87,7 @@ gated_activation_bwd = Op(
     fake=lambda dy, a, b: (_contiguous_like(a), _contiguous_like(b)),
     cpu=gated_activation_backward_cpu,
     cuda=gated_activation_backward_cuda,
+    triton=lazy("fastvoc.kernels.gated_activation", "gated_activation_backward_triton"),
     inputs=lambda *shape, rand: (rand(*shape), rand(*shape) * 3, rand(*shape) * 3),
     cases=CASES,
 )

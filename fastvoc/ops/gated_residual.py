@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastvoc._op import Op, needs_grad
+from fastvoc._op import Op, lazy, needs_grad
 from fastvoc.errors import ConfigError, DeviceError, DTypeError, ShapeError
 
 
@@ -58,7 +58,7 @@ def gated_residual_reference(x, w_in, b_in, w_out, b_out, cond, step, dilation, 
 
 
 def gated_residual_backward_reference(dx_out, dskip, x, a, w_in, w_out, step, dilation, causal, rho, step_in_residual):
-    """-> dx, dw_in, db_in, dw_out, db_out, da (the gradient of cond), dstep (zeros (B, R) without step)."""
+    """-> dx, dw_in, db_in, dw_out, db_out, da (the gradient of cond), dstep (B, R)."""
     G, R, k = w_in.shape
     u = x if step is None else x + step[:, None]
     t, s = torch.tanh(a[..., : G // 2]), torch.sigmoid(a[..., G // 2 :])
@@ -137,6 +137,7 @@ gated_residual_fwd = Op(
     "int dilation, bool causal, float rho, bool step_in_residual) -> (Tensor, Tensor, Tensor)",
     reference=gated_residual_reference,
     fake=_fake,
+    triton=lazy("fastvoc.kernels.gated_residual", "gated_residual_triton"),
     inputs=_inputs,
     cases=CASES,
 )
@@ -147,6 +148,7 @@ gated_residual_bwd = Op(
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     reference=gated_residual_backward_reference,
     fake=_fake_backward,
+    triton=lazy("fastvoc.kernels.gated_residual_backward", "gated_residual_backward_triton"),
     inputs=_backward_inputs,
     cases=CASES,
 )

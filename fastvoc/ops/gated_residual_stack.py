@@ -19,7 +19,7 @@ from torch import Tensor
 
 import fastvoc
 from fastvoc import _C
-from fastvoc._op import PlanOp, Unsupported
+from fastvoc._op import PlanOp, Unsupported, lazy
 from fastvoc.errors import ConfigError, DeviceError, DTypeError, ShapeError
 from fastvoc.ops.gated_residual import gated_residual_reference
 
@@ -137,4 +137,9 @@ def _checked(name: str, t: Tensor, *shape: int) -> Tensor:
     return t.detach().contiguous()
 
 
-gated_residual_stack = PlanOp("gated_residual_stack", cpu=CpuPlan, reference=ReferencePlan)
+gated_residual_stack = PlanOp(
+    "gated_residual_stack",
+    cpu=CpuPlan,
+    triton=lazy("fastvoc.kernels.gated_residual_stack", "TritonPlan"),
+    reference=ReferencePlan,
+)

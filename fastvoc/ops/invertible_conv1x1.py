@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fastvoc import _C, _cuda
-from fastvoc._op import Op, Unsupported, launch, needs_grad
+from fastvoc._op import Op, Unsupported, launch, lazy, needs_grad
 from fastvoc.errors import ConfigError, DeviceError, DTypeError, ShapeError
 
 MAX_CHANNELS = 32  # of the kernels in csrc; a larger matrix is torch's own trade
@@ -98,6 +98,7 @@ invertible_conv1x1_fwd = Op(
     fake=lambda x, weight: _contiguous_like(x),
     cpu=invertible_conv1x1_cpu,
     cuda=invertible_conv1x1_cuda,
+    triton=lazy("fastvoc.kernels.invertible_conv1x1", "invertible_conv1x1_triton"),
     inputs=lambda B, C, T, rand: (rand(B, C, T), rand(C, C) / C**0.5),
     cases=CASES,
 )
@@ -108,6 +109,7 @@ invertible_conv1x1_bwd = Op(
     fake=lambda dy, x, weight: (_contiguous_like(x), _contiguous_like(weight)),
     cpu=invertible_conv1x1_backward_cpu,
     cuda=invertible_conv1x1_backward_cuda,
+    triton=lazy("fastvoc.kernels.invertible_conv1x1", "invertible_conv1x1_backward_triton"),
     inputs=lambda B, C, T, rand: (rand(B, C, T), rand(B, C, T), rand(C, C) / C**0.5),
     cases=CASES,
 )
