@@ -230,7 +230,7 @@ def test_a_forced_backend_does_not_fall_back():
     x = torch.zeros(2, 3, dtype=torch.float64)
     with fastvoc.backend("cpu"), pytest.raises(BackendUnavailableError, match="'cpu' declined: float32"):
         gated_activation(x, x)
-    with fastvoc.backend("cuda"), pytest.raises(BackendUnavailableError, match="no 'cuda' backend; it has.*cpu"):
+    with fastvoc.backend("cuda"), pytest.raises(BackendUnavailableError, match="'cuda' declined: "):
         gated_activation(x.float(), x.float())
     with fastvoc.backend("reference"):
         assert torch.equal(gated_activation(x, x), gated_activation_reference(x, x))

@@ -1,4 +1,4 @@
-"""The Triton kernels: interpreted on the CPU, compiled for GPUs that are not there, and, where there is one, run."""
+"""The Triton kernels: interpreted on the CPU, and run where there is a GPU. Compiled: test_triton_compiled.py."""
 
 import os
 import subprocess
@@ -39,45 +39,6 @@ def test_interpreted(speed):
         "-m", "pytest", "tests/triton_interpreted.py", "-m", speed, "-p", "no:cacheprovider", "--color=no", TRITON_INTERPRET="1"
     )
     assert " passed" in said or "100%" in said
-
-
-def test_compiles_for_a_gpu_that_is_not_there():
-    """The first configuration of every kernel, in bf16 for Hopper; all of them: `make triton-check`."""
-    from tests import triton_compile
-
-    jobs = triton_compile.jobs(["bf16"], [90], first_only=True)
-    assert len(jobs) >= 13
-    recorded = triton_compile.table()
-    for job in jobs:
-        used = triton_compile.used_by(job)
-        assert not triton_compile.faults(used) and 0 < used["registers"] <= 255
-        import triton
-
-        if triton.__version__ == triton_compile.table_version():
-            assert used == recorded[job.key], job.key
-
-
-def test_tensor_cores_are_used():
-    from tests import triton_compile
-
-    kinds = {"layer_kernel": {"bf16": "wgmma", "tf32": "wgmma", "fp32": "fma.rn.f32"}}
-    for job in triton_compile.jobs(["bf16", "tf32", "fp32"], [90], first_only=True):
-        if wanted := kinds.get(job.kernel.__name__, {}).get(job.precision):
-            ptx = triton_compile.compiled(job).asm["ptx"]
-            assert wanted in ptx and ("mma" in ptx) == ("mma" in wanted), job.key
-
-
-def test_the_table_is_whole_and_within_bounds():
-    from tests import triton_compile
-
-    recorded = triton_compile.table()
-    assert recorded.keys() == {job.key for job in triton_compile.jobs()}
-    assert not {key: faults for key, used in recorded.items() if (faults := triton_compile.faults(used))}
-
-
-@pytest.mark.slow
-def test_every_configuration_compiles_for_every_architecture():
-    in_another_process("-m", "tests.triton_compile")
 
 
 def test_the_cpu_is_declined():
