@@ -608,6 +608,15 @@ def test_philsyns_configuration_can_lie_elsewhere(tmp_path):
     assert fastvoc.load(path, config=other).config == philsyn().config
 
 
+def test_philsyns_repository_has_the_configurations_at_its_root(tmp_path):
+    folder = tmp_path / "exp/ch16_T50_betaT0.05/logs/checkpoint"
+    folder.mkdir(parents=True)
+    path = philsyn_folder(folder, lambda v: None).rename(folder / "1000000.pkl")
+    (folder / "config.json").rename(tmp_path / "config_16.json")
+    (tmp_path / "config_128.json").write_text(json.dumps({"wavenet_config": {"res_channels": 128}}))
+    assert fastvoc.load(path).config == philsyn().config
+
+
 # ---- Drop-in layers --------------------------------------------------------------------------------------------------
 
 

@@ -1,4 +1,5 @@
-"""philsyn/DiffWave-Vocoder: <iteration>.pkl, a torch.save file, with the config.json it was trained with beside it.
+"""philsyn/DiffWave-Vocoder: <iteration>.pkl, a torch.save file, with the config.json it was trained with beside it, or
+upstream's config_<channels>.json up to four folders above, where its repository has them.
 
     {'model_state_dict', 'optimizer_state_dict'}; weight norm on all but the fc layers and the last convolution
 
@@ -34,14 +35,26 @@ def matches(contents, path) -> bool:
 def read(contents, path, config=None) -> DiffWave:
     """config: the JSON file with diffusion_config, wavenet_config and trainset_config, where it does not lie beside."""
     state = fold_weight_norm(float_tensors(_weights(contents), path))
-    places = [path.with_suffix(".json"), path.parent / "config.json"] if config is None else [Path(config)]
-    source = next((place for place in places if place.is_file()), None)
-    if source is None:
-        raise ConfigError(
-            f"{path}: the weights do not tell the noise schedule and the dilations, and there is no {places[-1]}.",
-            hint="Put the config_*.json that it was trained with there as config.json, or pass config=PATH.",
-        )
+    source = Path(config) if config is not None else _configuration(state, path)
     return from_state(state, read_json(source), path, source)
+
+
+def _configuration(state: dict[str, Tensor], path) -> Path:
+    """The file with the hyper-parameters, found by its name and, above the folder, by its number of channels."""
+    beside = [path.with_suffix(".json"), path.parent / "config.json"]
+    for place in beside:
+        if place.is_file():
+            return place
+    channels = len(state.get("init_conv.0.conv.bias", ()))
+    for folder in path.absolute().parents[1:5]:
+        for place in sorted(folder.glob("config_*.json")):
+            network = read_json(place).get("wavenet_config")
+            if isinstance(network, dict) and network.get("res_channels") == channels:
+                return place
+    raise ConfigError(
+        f"{path}: the weights do not tell the noise schedule and the dilations, and there is no {beside[-1]}.",
+        hint="Put the config_*.json that it was trained with there as config.json, or pass config=PATH.",
+    )
 
 
 def from_state(state: dict[str, Tensor], values: dict, path, source) -> DiffWave:
