@@ -10,6 +10,7 @@ What shapes do not tell is how many blocks, each starting again at dilation 1, t
 are two for a teacher and one for each flow of a student; `blocks` says otherwise.
 """
 
+import re
 from pathlib import Path
 
 import torch
@@ -21,10 +22,14 @@ from fastvoc.checkpoints.weight_norm import fold_weight_norm, strip_prefix
 from fastvoc.errors import ConfigError, FastvocError, IncompatibleCheckpointError
 from fastvoc.models.parallel_wavenet import ParallelWaveNet, ParallelWaveNetConfig
 from fastvoc.models.preprocessing import Preprocessing
-from fastvoc.models.pretrained import load_weights
+from fastvoc.models.pretrained import check_names, load_weights
 from fastvoc.models.wavenet import WaveNet, WaveNetConfig
 
 LAYOUT = "ksw0306/ClariNet, teacher or student (checkpoint_step*.pth)"
+NAMES = re.compile(
+    r"(iafs\.\d+\.)?(front_conv\.0\.conv|final_conv\.[13]\.conv|upsample_conv\.\d+"
+    r"|res_blocks\.\d+\.((filter|gate)_conv\.conv|(filter|gate)_conv_c|(res|skip)_conv))\.(weight|bias)"
+)
 
 
 def matches(contents, path) -> bool:
@@ -34,7 +39,8 @@ def matches(contents, path) -> bool:
 
 def read(contents, path, teacher=None, blocks: int | None = None) -> WaveNet | ParallelWaveNet:
     """teacher: the path of the student's teacher.   blocks: of the teacher, or of each flow of the student"""
-    weights = float_tensors(_weights(contents), path)
+    weights = fold_weight_norm(float_tensors(_weights(contents), path))
+    check_names(weights, [name for name in weights if NAMES.fullmatch(name)], path)
     if not any(key.startswith("iafs.") for key in weights):
         if teacher is not None:
             raise ConfigError(f"{path} is a ClariNet teacher itself; teacher= belongs to a student")

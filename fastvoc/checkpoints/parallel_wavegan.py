@@ -27,7 +27,7 @@ from fastvoc.errors import CheckpointError, ConfigError, IncompatibleCheckpointE
 from fastvoc.models.parallel_wavegan import ParallelWaveGAN, ParallelWaveGANConfig
 from fastvoc.models.parallel_wavegan_discriminator import DISCRIMINATORS
 from fastvoc.models.preprocessing import Preprocessing
-from fastvoc.models.pretrained import config_from_dict, load_weights
+from fastvoc.models.pretrained import check_names, config_from_dict, load_weights
 
 LAYOUT = "kan-bayashi/ParallelWaveGAN (checkpoint-*steps.pkl, config.yml and stats.h5)"
 GENERATOR = "ParallelWaveGANGenerator"
@@ -178,11 +178,7 @@ def _weights(contents, part: str) -> dict:
 
 def _check_weights(state: dict, expected: dict, path, source) -> None:
     """Raise where the weights are not those of config.yml, in upstream's names."""
-    missing, unexpected = [k for k in expected if k not in state], [k for k in state if k not in expected]
-    if missing or unexpected:
-        listed = [f"{what}: {', '.join(names[:10])}{' …' if len(names) > 10 else ''}"
-                  for what, names in (("missing", missing), ("unexpected", unexpected)) if names]  # fmt: skip
-        raise IncompatibleCheckpointError(f"{path} does not fit {source.name} ({'; '.join(listed)})")
+    check_names(state, expected, path, source.name)
     for name, shape in expected.items():
         if tuple(state[name].shape) != tuple(shape):
             raise IncompatibleCheckpointError(

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from fastvoc.errors import IncompatibleCheckpointError
+from fastvoc.models.pretrained import misfit
 
 
 class _Recorded(dict):
@@ -38,8 +39,5 @@ def rewritten(rewrite: Callable, state: dict[str, Tensor], path) -> dict[str, Te
     # A rewriting that broke off has not asked for all that it would use
     unexpected = [name for name in state if name not in recorded.taken] if result is not None else []
     if recorded.missing or unexpected:
-        show = lambda names: ", ".join(names[:10]) + (" …" if len(names) > 10 else "")
-        found = {"missing": list(dict.fromkeys(recorded.missing)), "unexpected": unexpected}
-        parts = [f"{what}: {show(names)}" for what, names in found.items() if names]
-        raise IncompatibleCheckpointError(f"{path} does not fit its layout ({'; '.join(parts)})")
+        raise misfit(state, list(dict.fromkeys(recorded.missing)), unexpected, path, "its layout")
     return result

@@ -41,7 +41,7 @@ def read_yaml(path) -> dict:
     Loader.add_multi_constructor("tag:yaml.org,2002:python/", tagged)
     try:
         with path.open("rb") as file:
-            values = yaml.load(file, Loader)  # Loader is a SafeLoader
+            values = Loader(file).get_single_data()
     except (yaml.YAMLError, RecursionError, UnicodeDecodeError, ValueError, TypeError) as fault:
         if isinstance(fault, ConfigError):
             raise

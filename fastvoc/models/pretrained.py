@@ -8,10 +8,17 @@ from pathlib import Path
 import torch
 
 from fastvoc._atomic import atomic_path
-from fastvoc.errors import CheckpointError, ConfigError, CorruptCheckpointError, IncompatibleCheckpointError
+from fastvoc.errors import (
+    CheckpointError,
+    ConfigError,
+    CorruptCheckpointError,
+    IncompatibleCheckpointError,
+    ResourceLimitError,
+)
 from fastvoc.models.preprocessing import Preprocessing
 
 FORMAT_VERSION = 1
+MAX_TENSORS, MAX_HEAD = 20_000, 16 << 20  # of a safetensors file; our largest models have some hundreds
 
 
 def save_pretrained(model, folder, metadata: dict[str, str] | None = None) -> None:
@@ -71,17 +78,20 @@ def load_weights(model, tensors: dict[str, torch.Tensor], source) -> None:
     model.load_state_dict({k: v.float() for k, v in tensors.items()})
 
 
-def check_names(given, expected, source) -> None:
-    """Raise IncompatibleCheckpointError unless both hold the same names; it shows ten, and whose names the given ones are."""
-    from fastvoc.checkpoints.families import nearest  # which imports the readers, which import this
-
+def check_names(given, expected, source, fits: str = "its config") -> None:
+    """Raise IncompatibleCheckpointError unless both hold the same names."""
     missing, unexpected = sorted(set(expected) - set(given)), sorted(set(given) - set(expected))
     if missing or unexpected:
-        show = lambda names: ", ".join(names[:10]) + (f" … ({len(names)} in all)" if len(names) > 10 else "")
-        parts = [
-            f"{what}: {show(names)}" for what, names in (("missing", missing), ("unexpected", unexpected)) if names
-        ]
-        raise IncompatibleCheckpointError(f"{source} does not fit its config ({'; '.join(parts)})", hint=nearest(given))
+        raise misfit(given, missing, unexpected, source, fits)
+
+
+def misfit(given, missing, unexpected, source, fits: str) -> IncompatibleCheckpointError:
+    """An error that shows ten names of each kind, and whose names the given ones resemble."""
+    from fastvoc.checkpoints.families import nearest  # which imports the readers, which import this
+
+    show = lambda names: ", ".join(names[:10]) + (f" … ({len(names)} in all)" if len(names) > 10 else "")
+    parts = [f"{what}: {show(names)}" for what, names in (("missing", missing), ("unexpected", unexpected)) if names]
+    return IncompatibleCheckpointError(f"{source} does not fit {fits} ({'; '.join(parts)}).", hint=nearest(given))
 
 
 def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
@@ -90,6 +100,11 @@ def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
 
     if not path.is_file():
         raise CheckpointError(f"no weights: {path} is missing")
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        head = file.read(min(length, MAX_HEAD + 1))
+    if len(head) > MAX_HEAD or head.count(b'"data_offsets"') > MAX_TENSORS:
+        raise ResourceLimitError(f"{path} lists more than {MAX_TENSORS} tensors or {MAX_HEAD} bytes of them")
     try:
         return load_file(path)
     except SafetensorError as fault:
