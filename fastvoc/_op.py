@@ -10,7 +10,7 @@ import logging
 import os
 from collections.abc import Callable
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import cache, partial, reduce, wraps
 
 import torch
 from torch import Tensor
@@ -38,11 +38,16 @@ class Op:
     reference  plain torch; the definition of what the operator means
     fake       output tensors from input tensors without computing, for torch.compile
     inputs     (*case, rand) -> arguments;  cases: name -> sizes, taken from real models
+    public     of an operator with gradients: what users call, with the operator's arguments; tests of gradients use it
+    length_at  the place of T in a case
     """
 
-    def __init__(self, schema: str, *, reference, fake, inputs, cases, **backends: Callable):
+    def __init__(
+        self, schema: str, *, reference, fake, inputs, cases, public=None, length_at: int = 2, **backends: Callable
+    ):
         self.name = schema.split("(")[0]
         self.reference, self.inputs, self.cases = reference, inputs, cases
+        self.public, self.length_at = public, length_at
         self.backends = {**backends, "reference": reference}
         self.order = {d: [(n, self.backends[n]) for n in names if n in self.backends] for d, names in ORDER.items()}
         _lib.define(schema, tags=(torch.Tag.needs_contiguous_strides, torch.Tag.pt2_compliant_tag))
@@ -183,6 +188,44 @@ def same_kind(op: str, **tensors: Tensor) -> None:
             raise ShapeError(
                 f"{op}: {first_name} is {tuple(first.shape)} but {name} is {tuple(t.shape)}; they must be equal."
             )
+
+
+def autocast(policy: str) -> Callable:
+    """A public function's behaviour under torch.autocast, which does not see our operators by itself.
+
+    "lower"    float tensors go to autocast's dtype, as those of torch's matrix products do
+    "float32"  they go to float32: what a likelihood or an inverse hangs on
+    "widest"   they go to the widest dtype among them, as in torch's elementwise functions
+    float64 stays. Within the function autocast is off, so that a reference computes in what it was given.
+    """
+
+    def decorate(fn):
+        @wraps(fn)
+        def public(x: Tensor, *args, **kwargs):
+            kind = "cuda" if x.is_cuda else "cpu"
+            if not torch.is_autocast_enabled(kind):
+                return fn(x, *args, **kwargs)
+            floats = [a.dtype for a in (x, *args, *kwargs.values()) if isinstance(a, Tensor) and a.is_floating_point()]
+            dtype = {"lower": torch.get_autocast_dtype(kind), "float32": torch.float32}.get(policy)
+            dtype = dtype or reduce(torch.promote_types, floats)
+            cast = lambda a: a.to(dtype) if isinstance(a, Tensor) and a.dtype in _AUTOCAST else a
+            with torch.autocast(kind, enabled=False):
+                return fn(cast(x), *map(cast, args), **{name: cast(a) for name, a in kwargs.items()})
+
+        public.autocast = policy
+        return public
+
+    return decorate
+
+
+_AUTOCAST = torch.float32, torch.float16, torch.bfloat16
+
+
+def no_second_gradient(op: str):
+    raise NotImplementedError(
+        f"fastvoc.{op} has a first gradient only; a second one was asked for (create_graph=True, a gradient penalty). "
+        f"Its reference in fastvoc/ops/{op}.py, plain torch, has gradients of any order."
+    )
 
 
 def needs_grad(*tensors: Tensor) -> bool:

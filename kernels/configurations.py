@@ -83,8 +83,8 @@ WEIGHT_GRADIENT = {
         _configuration(8, 3, BLOCK_M=128, BLOCK_N=64),
     ],
     4: [
-        _configuration(4, 2, BLOCK_M=64, BLOCK_N=64),
         _configuration(4, 2, BLOCK_M=64, BLOCK_N=32),
+        _configuration(4, 2, BLOCK_M=32, BLOCK_N=64),
         _configuration(4, 2, BLOCK_M=32, BLOCK_N=32),
     ],
 }

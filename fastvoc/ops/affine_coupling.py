@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fastvoc import _C, _cuda
-from fastvoc._op import Op, Unsupported, lazy, needs_grad, same_kind
+from fastvoc._op import Op, Unsupported, autocast, lazy, needs_grad, same_kind
 from fastvoc.errors import ShapeError
 
 
@@ -133,6 +133,7 @@ affine_coupling_fwd = Op(
     triton=lazy("fastvoc.kernels.affine_coupling", "affine_coupling_triton"),
     inputs=_inputs,
     cases=CASES,
+    public=lambda *args: affine_coupling(*args),
 )
 
 affine_coupling_inv = Op(
@@ -144,6 +145,7 @@ affine_coupling_inv = Op(
     triton=lazy("fastvoc.kernels.affine_coupling", "affine_coupling_inverse_triton"),
     inputs=_inputs,
     cases=CASES,
+    public=lambda *args: affine_coupling_inverse(*args),
 )
 
 affine_coupling_bwd = Op(
@@ -187,6 +189,7 @@ class _AffineCouplingBackward(torch.autograd.Function):
         return ddy, ddlog_s.sum((1, 2)), ddlog_s * dy * s, ddy * dy
 
 
+@autocast("float32")
 def affine_coupling(x: Tensor, log_s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     """x·exp(log_s) + t (B, C, T) and Σ log_s (B,), with gradients up to the second.
 
@@ -196,6 +199,7 @@ def affine_coupling(x: Tensor, log_s: Tensor, t: Tensor) -> tuple[Tensor, Tensor
     return _AffineCoupling.apply(x, log_s, t) if needs_grad(x, log_s, t) else affine_coupling_fwd(x, log_s, t)
 
 
+@autocast("float32")
 def affine_coupling_inverse(y: Tensor, log_s: Tensor, t: Tensor) -> Tensor:
     """(y - t)·exp(-log_s), all (B, C, T). A gradient, where one is asked for, is autograd's of this formula.
 

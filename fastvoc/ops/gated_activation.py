@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastvoc import _C, _cuda
-from fastvoc._op import Op, Unsupported, launch, lazy, needs_grad, same_kind
+from fastvoc._op import Op, Unsupported, autocast, launch, lazy, needs_grad, same_kind
 
 
 def _on_cpu(*tensors: Tensor) -> list[Tensor]:
@@ -79,6 +79,7 @@ gated_activation_fwd = Op(
     triton=lazy("fastvoc.kernels.gated_activation", "gated_activation_triton"),
     inputs=lambda *shape, rand: (rand(*shape) * 3, rand(*shape) * 3),
     cases=CASES,
+    public=lambda a, b: gated_activation(a, b),
 )
 
 gated_activation_bwd = Op(
@@ -125,6 +126,7 @@ class _GatedActivationBackward(torch.autograd.Function):
         )
 
 
+@autocast("widest")
 def gated_activation(a: Tensor, b: Tensor) -> Tensor:
     """tanh(a)·σ(b), elementwise, with gradients of any order up to the second.
 

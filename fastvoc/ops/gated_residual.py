@@ -19,8 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastvoc._op import Op, lazy, needs_grad
+from fastvoc._op import Op, autocast, lazy, needs_grad, no_second_gradient
 from fastvoc.errors import ConfigError, DeviceError, DTypeError, ShapeError
+
+OPTIONS = "dilation", "causal", "rho", "step_in_residual"
 
 
 def _padding(kernel: int, dilation: int, causal: bool) -> tuple[int, int]:
@@ -140,6 +142,8 @@ gated_residual_fwd = Op(
     triton=lazy("fastvoc.kernels.gated_residual", "gated_residual_triton"),
     inputs=_inputs,
     cases=CASES,
+    public=lambda *args: gated_residual(*args[:7], **dict(zip(OPTIONS, args[7:]))),
+    length_at=1,
 )
 
 gated_residual_bwd = Op(
@@ -151,6 +155,7 @@ gated_residual_bwd = Op(
     triton=lazy("fastvoc.kernels.gated_residual_backward", "gated_residual_backward_triton"),
     inputs=_backward_inputs,
     cases=CASES,
+    length_at=1,
 )
 
 
@@ -164,16 +169,28 @@ class _GatedResidual(torch.autograd.Function):
         return x_out, skip
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, dx_out, dskip):
         x, a, w_in, w_out, step = ctx.saved_tensors
-        dx, dw_in, db_in, dw_out, db_out, da, dstep = gated_residual_bwd(
+        dx, dw_in, db_in, dw_out, db_out, da, dstep = _GatedResidualBackward.apply(
             dx_out.contiguous(), dskip.contiguous(), x, a, w_in, w_out, step, *ctx.options
         )
         none = None, None, None, None
         return dx, dw_in, db_in, dw_out, db_out, da if ctx.has_cond else None, None if step is None else dstep, *none
 
 
+class _GatedResidualBackward(torch.autograd.Function):
+    """A Function of its own, so that a second gradient is an error with a name and not a wrong number."""
+
+    @staticmethod
+    def forward(ctx, *args):
+        return gated_residual_bwd(*args)
+
+    @staticmethod
+    def backward(ctx, *_):
+        no_second_gradient("gated_residual")
+
+
+@autocast("lower")
 def gated_residual(
     x: Tensor,
     w_in: Tensor,

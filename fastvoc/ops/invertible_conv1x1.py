@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fastvoc import _C, _cuda
-from fastvoc._op import Op, Unsupported, launch, lazy, needs_grad
+from fastvoc._op import Op, Unsupported, autocast, launch, lazy, needs_grad
 from fastvoc.errors import ConfigError, DeviceError, DTypeError, ShapeError
 
 MAX_CHANNELS = 32  # of the kernels in csrc; a larger matrix is torch's own trade
@@ -101,6 +101,7 @@ invertible_conv1x1_fwd = Op(
     triton=lazy("fastvoc.kernels.invertible_conv1x1", "invertible_conv1x1_triton"),
     inputs=lambda B, C, T, rand: (rand(B, C, T), rand(C, C) / C**0.5),
     cases=CASES,
+    public=lambda x, weight: invertible_conv1x1(x, weight)[0],
 )
 
 invertible_conv1x1_bwd = Op(
@@ -142,6 +143,7 @@ class _InvertibleConv1x1Backward(torch.autograd.Function):
         return ddy, torch.matmul(ddweight.t(), dy), torch.einsum("bit,bjt->ij", dy, ddx)
 
 
+@autocast("float32")
 def invertible_conv1x1(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """W·x (B, C, T) and log|det W| (a scalar), with gradients up to the second.
 
@@ -151,6 +153,7 @@ def invertible_conv1x1(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     return _apply(x, weight), log_abs_det(weight)
 
 
+@autocast("float32")
 def invertible_conv1x1_inverse(y: Tensor, weight: Tensor) -> Tensor:
     """W⁻¹·y (B, C, T), with gradients. Raises ConfigError where W is singular; ShapeError, DTypeError, DeviceError.
 
