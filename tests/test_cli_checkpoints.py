@@ -18,13 +18,19 @@ from tests.goldens import Golden
 torch.set_num_threads(1)
 
 # case, file (None: the folder), family, layout's beginning, what is dropped
+BESIDE = ["optimizer", "global_step", "global_epoch"]
+TEACHER = "teacher_checkpoint_step000654321_ema.pth"
 CHECKPOINTS = [
-    ("wavenet-r9y9-a", None, "wavenet", "r9y9", ["optimizer", "global_step", "global_epoch", "global_test_step"]),
+    ("wavenet-r9y9-a", None, "wavenet", "r9y9", [*BESIDE, "global_test_step"]),
     ("nv-wavenet-a", "wavenet_120000", "wavenet", "nv-wavenet", ["iteration", "optimizer", "learning_rate"]),
     ("nv-wavenet-a", "model.pt", "wavenet", "nv-wavenet", []),
-    ("diffwave-lmnt-a", None, "diffwave", "lmnt", None),
+    ("diffwave-lmnt-a", None, "diffwave", "lmnt", ["step", "optimizer", "scaler"]),
     ("diffwave-philsyn-a", None, "diffwave", "philsyn", ["optimizer_state_dict"]),
-    ("pwg-a", None, "parallel_wavegan", "kan-bayashi", None),
+    ("pwg-a", None, "parallel_wavegan", "kan-bayashi", ["optimizer", "scheduler", "steps", "epochs", "model.discriminator"]),
+    ("waveglow-a", "waveglow_256channels_a.pt", "waveglow", "WaveGlow", ["iteration", "optimizer", "learning_rate"]),
+    ("waveglow-a", "waveglow_tiny_legacy.pt", "waveglow", "WaveGlow", ["iteration"]),
+    ("clarinet-a", TEACHER, "wavenet", "ksw0306/ClariNet", BESIDE),
+    ("clarinet-a", "student_checkpoint_step000210000_ema.pth", "parallel_wavenet", "ksw0306/ClariNet", BESIDE),
 ]
 
 
@@ -47,20 +53,22 @@ def test_inspect_and_convert(tmp_path, call, case, name, family, layout, dropped
     pytest.importorskip("yaml")
     pytest.importorskip("h5py")
     path = Golden(case).folder if name is None else Golden(case).path(name)
-    code, said, _ = call("inspect", path, "--json")
+    options = {"teacher": path.parent / TEACHER} if name and name.startswith("student") else {}
+    line = [part for key, value in options.items() for part in (f"--{key}", value)]
+    code, said, _ = call("inspect", path, "--json", *line)
     facts = json.loads(said)
-    model = fastvoc.load(path)
+    model = fastvoc.load(path, **options)
     assert (code, facts["family"]) == (0, family) and facts["layout"].startswith(layout)
     assert facts["parameters"] == sum(p.numel() for p in model.parameters()) > 1000
     assert (facts["sample_rate"], facts["hop_length"], facts["n_mels"]) == (model.sample_rate, model.hop_length, model.n_mels)
-    assert dropped is None or sorted(facts["dropped"]) == sorted(dropped)
+    assert sorted(facts["dropped"]) == sorted(dropped)
     if model.mel_config is not None:
         assert facts["mel_convention"]["log"] == model.mel_config.log
-    code, said, _ = call("inspect", path)
-    assert code == 0 and facts["layout"] in said and "config layers" in said
+    code, said, _ = call("inspect", path, *line)
+    assert code == 0 and facts["layout"] in said and "config " in said
 
     target = tmp_path / "model"
-    code, said, err = call("convert", path, target)
+    code, said, err = call("convert", path, target, *line)
     assert (code, said) == (0, "") and layout in err and os.listdir(tmp_path) == ["model"]
     made = fastvoc.load(target)
     assert made.config == model.config and made.preprocessing == model.preprocessing

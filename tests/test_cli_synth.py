@@ -58,8 +58,14 @@ def wavenet(tmp_path):
 
 # ---- the families --------------------------------------------------------------------------------------------------
 
-# case, the golden's mel, synth's options, infer's
+# case and file, the golden's mel, synth's options, infer's
+STUDENT, TEACHER = "student_checkpoint_step000210000_ema.pth", "teacher_checkpoint_step000654321_ema.pth"
 FAMILIES = {
+    "waveglow-a/waveglow_256channels_a.pt": ("infer_mel", ["--sigma", 0.8], {"sigma": 0.8}),
+    "waveglow-a/waveglow_tiny_legacy.pt": ("tiny_legacy_infer_mel", [], {}),
+    f"clarinet-a/{TEACHER}": ("gen_mel", ["--temperature", 0.5], {"temperature": 0.5}),
+    f"clarinet-a/{STUDENT}": ("gen_mel", ["--temperature", 0.5], {"temperature": 0.5}),
+    "nv-wavenet-a/wavenet_120000": ("ar_features", [], {}),
     "diffwave-lmnt-a": ("fast_spec", ["--schedule", "fast"], {"schedule": "fast"}),
     "diffwave-philsyn-a": ("sample_mel", ["--schedule", "0.001,0.05,0.3"], {"schedule": [0.001, 0.05, 0.3]}),
     "pwg-a": ("infer_mel", [], {}),
@@ -71,19 +77,34 @@ FAMILIES = {
 def test_every_family(tmp_path, call, case):
     pytest.importorskip("yaml")
     pytest.importorskip("h5py")
-    golden = Golden(case)
+    golden, file = Golden(case.partition("/")[0]), case.partition("/")[2]
     name, line, how = FAMILIES[case]
-    model = fastvoc.load(golden.folder)
+    path = golden.path(file) if file else golden.folder
+    options = {"teacher": golden.path(TEACHER)} if file == STUDENT else {}
+    model = fastvoc.load(path, **options)
     mel = golden[name].reshape(-1, *golden[name].shape[-2:])[0].astype(np.float32)
     mel = mel if mel.shape[0] == model.n_mels else mel.T
     np.save(tmp_path / "x.npy", mel)
-    code, err = call("synth", tmp_path / "x.npy", "-o", tmp_path / "x.wav", "--model", golden.folder, "--seed", 5, *line)
+    line += [part for key, value in options.items() for part in (f"--{key}", value)]
+    code, err = call("synth", tmp_path / "x.npy", "-o", tmp_path / "x.wav", "--model", path, "--seed", 5, *line)
     assert code == 0, err
     taken = model.mel_config.normalise(torch.from_numpy(np.ascontiguousarray(mel)))
     want = model.vocode(taken[None], seed=5, threads=1, **how)[0]
     got, _ = read_wav(tmp_path / "x.wav", model.sample_rate)
     assert len(got) == len(want) == mel.shape[1] * model.hop_length and got.std() > 0
     assert np.abs(got - np.clip(want, -1, 1)).max() < 2e-4
+
+
+def test_denoise_is_waveglows(tmp_path, call):
+    golden = Golden("waveglow-a")
+    path = golden.path("waveglow_256channels_a.pt")
+    np.save(tmp_path / "x.npy", golden["infer_mel"][0])
+    for name, more in (("a", []), ("b", ["--denoise", 0]), ("c", ["--denoise", 1])):
+        assert call("synth", tmp_path / "x.npy", "-o", tmp_path / f"{name}.wav", "--model", path, *more)[0] == 0
+    a, b, c = (read_wav(tmp_path / f"{name}.wav", 22050)[0] for name in "abc")
+    assert np.abs(a - b).max() < 1e-3 < np.abs(a - c).max()
+    code, err = call("synth", tmp_path / "x.npy", "-o", tmp_path / "d.wav", "--model", path, "--denoise", -1)
+    assert code == 1 and "strength" in err
 
 
 def test_statistics_are_applied_once(tmp_path, call):

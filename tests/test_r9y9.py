@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 import fastvoc
+from fastvoc.audio.mel import MelConfig
 from fastvoc.checkpoints import r9y9, read_file
 from fastvoc.errors import CheckpointError, ConfigError, ShapeError
 from fastvoc.models import WaveNet
@@ -239,6 +240,15 @@ def test_2018_speakers(tmp_path):
     assert torch.allclose(model(x, c, g).double(), want, atol=2e-5)
     raw = model.infer(c, [2], forced=x[:, 0].roll(-1, 1), initial=float(x[0, 0, 0]), threads=1)
     assert torch.allclose(raw.double(), want, atol=2e-5)
+
+
+def test_2018_hears_lws_mels(tmp_path):
+    model = file_of_2018(tmp_path, state_of_2018(), sample_rate=16000, fft_size=1024, hop_size=256, fmin=125, fmax=7600)
+    want = MelConfig.preset("r9y9_2018", sample_rate=16000, n_mels=model.n_mels)
+    assert model.mel_config == want and model.preprocessing.gain == 1.0
+    levels = {"min_level_db": -80, "ref_level_db": 0}
+    changed = file_of_2018(tmp_path, state_of_2018(), sample_rate=16000, fft_size=1024, hop_size=256, **levels).mel_config
+    assert changed.affine == (80, 80) and abs(changed.floor - 1e-4) < 1e-12
 
 
 def test_2018_incomplete(tmp_path):

@@ -2,8 +2,7 @@
 
 A reader module has `LAYOUT`, one line for people; `matches(contents, path)`; and `read(contents, path, **options)`, which
 returns the model. contents is what `read_file` made of the file: containers, numbers, strings, tensors and PickledModules,
-no foreign objects. It may have `dropped(contents) -> list[str]`, what it leaves behind where that is more than the entries
-beside the weights (an optimizer's state, for one).
+no foreign objects. It may have `unused(contents) -> list[str]`, which of the weights themselves it leaves behind.
 """
 
 import inspect
@@ -26,8 +25,8 @@ from fastvoc.errors import CheckpointError, ConfigError, FastvocError, Incompati
 
 READERS = [r9y9, nv_wavenet, diffwave_lmnt, diffwave_philsyn, parallel_wavegan, waveglow, clarinet, nsynth_wavenet]
 
-# Under these names files keep their weights; what else lies beside is not the model's
-WEIGHTS = {"model", "state_dict", "model_state_dict"}
+# Under these names files keep their weights, and what the model is made by
+KEPT = {"model", "state_dict", "model_state_dict", "config", "params"}
 
 __all__ = ["READERS", "dropped", "load_checkpoint", "read_file", "read_recognised", "recognise"]
 
@@ -62,12 +61,9 @@ def recognise(path) -> tuple:
 
 
 def dropped(reader, contents) -> list[str]:
-    """What of a file does not go into the model."""
-    if hasattr(reader, "dropped"):
-        return reader.dropped(contents)
-    if isinstance(contents, dict) and WEIGHTS & set(contents):
-        return [str(name) for name in contents if name not in WEIGHTS]
-    return []
+    """What of a file does not go into the model: what lies beside its weights, and weights that the model does not use."""
+    beside = [str(name) for name in contents if name not in KEPT] if isinstance(contents, dict) and KEPT & set(contents) else []
+    return beside + (reader.unused(contents) if hasattr(reader, "unused") else [])
 
 
 def _recognise_folder(folder: Path) -> tuple:

@@ -64,6 +64,12 @@ def read(contents, path, config=None, stats=None) -> ParallelWaveGAN:
     return model.eval()
 
 
+def unused(contents) -> list[str]:
+    """The discriminator, which `read_discriminator` reads."""
+    model = contents.get("model")
+    return [f"model.{name}" for name in model if name != "generator"] if isinstance(model, dict) else []
+
+
 def read_discriminator(path, config=None) -> torch.nn.Module:
     """The discriminator of a checkpoint, to train on with: its weight norm is in place, its parameters as they were."""
     path = Path(path)

@@ -8,8 +8,8 @@ The mel statistics are taken from meanvar.npy or meanvar.joblib where one lies b
 
 The layout of 2018: upsample_conv.{0, 2, …} with ReLU behind each, conditioning with bias, and skips that are halved on
 the way, s ← (s + h)·√½, unless hparams.json says "legacy": false: then they are summed up as they are. That recursion
-is a weighted sum, so it goes into the skip weights. Its mels come from lws, a convention that is not among fastvoc's
-presets: such a model has no preprocessing.
+is a weighted sum, so it goes into the skip weights. Its mels are the preset r9y9_2018, its sound begins with their
+lead-in, and the recordings were brought to a peak of 0.999.
 """
 
 import logging
@@ -74,7 +74,7 @@ def read(contents, path) -> WaveNet:
     source = next((name for name in names if name.is_file()), None)
     hparams = {} if source is None else read_json(source)
     model = from_state(weights, hparams, path, source)
-    model.preprocessing = None if is_of_2018(weights) else preprocessing(hparams, model.config.cin_channels, path)
+    model.preprocessing = preprocessing(hparams, model.config.cin_channels, path, is_of_2018(weights))
     if not path.stem.endswith("_ema") and path.with_stem(path.stem + "_ema").is_file():
         logger.info("%s has a twin with averaged weights (_ema), which usually sounds better", path)
     return model
@@ -152,7 +152,7 @@ def shape_values(state: dict[str, Tensor], path) -> dict:
     return values
 
 
-def preprocessing(hparams: dict, cin_channels: int, path) -> Preprocessing | None:
+def preprocessing(hparams: dict, cin_channels: int, path, of_2018: bool = False) -> Preprocessing | None:
     """The recording convention, or None where hparams name one that is not known here."""
     kind, before = hparams.get("input_type", "raw"), hparams.get("preprocess") or ""
     if kind == "mulaw" or before not in ("", "preemphasis"):
@@ -163,16 +163,22 @@ def preprocessing(hparams: dict, cin_channels: int, path) -> Preprocessing | Non
         value = hparams.get(name)
         if value is not None and type(value) not in (int, float):
             raise ConfigError(f"hparams.json beside {path}: {name} must be a number, got {value!r}")
-        return default if value is None or value < 0 else value  # upstream writes "not given" as null or -1
+        # Upstream writes "not given" as null or -1; a level in decibels is negative by nature
+        return default if value is None or (value < 0 and not name.endswith("_db")) else value
 
     bands = cin_channels if cin_channels > 0 else number("num_mels", 80)
     rate, n_fft = number("sample_rate", 22050), number("fft_size", 1024)
     in_samples = lambda name, default: int(number(name, default * 1000 / rate) * rate / 1000 + 1e-6)
-    mel = MelConfig.preset(
-        "r9y9", sample_rate=rate, n_fft=n_fft, hop_length=number("hop_size", in_samples("frame_shift_ms", n_fft // 4)),
-        win_length=number("win_length", in_samples("win_length_ms", n_fft)), n_mels=bands,
-        fmin=number("fmin", 125), fmax=number("fmax", None if "fmax" in hparams else 7600), **_statistics(path, bands),
-    )
+    common = {
+        "sample_rate": rate, "n_fft": n_fft, "hop_length": number("hop_size", in_samples("frame_shift_ms", n_fft // 4)),
+        "n_mels": bands, "fmin": number("fmin", 125), "fmax": number("fmax", None if "fmax" in hparams else 7600),
+    }  # fmt: skip
+    if of_2018:
+        least, reference = number("min_level_db", -100), number("ref_level_db", 20)
+        level = {"floor": 10 ** (least / 20), "affine": (-reference - least, -least)}
+        return Preprocessing(MelConfig.preset("r9y9_2018", win_length=n_fft, **common, **level))
+    window = number("win_length", in_samples("win_length_ms", n_fft))
+    mel = MelConfig.preset("r9y9", win_length=window, **common, **_statistics(path, bands))
     gain, cutoff = (float(number(name, default)) for name, default in (("global_gain_scale", 1.0), ("highpass_cutoff", 0.0)))
     return Preprocessing(mel, PREEMPHASIS if before else 0.0, gain or 1.0, highpass=cutoff)
 

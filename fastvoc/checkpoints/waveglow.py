@@ -148,8 +148,19 @@ def is_unused(name: str, state) -> bool:
     return joined or name.endswith(".W_inverse")
 
 
+def unused(contents) -> list[str]:
+    plain = _parts(contents)[0]
+    return [name for name in plain if is_unused(name, plain)]
+
+
 def _weights(contents) -> tuple[dict, dict, PickledModule | None]:
     """(state_dict with upstream's plain names, numbers beside it, the pickled module)"""
+    plain, said, module = _parts(contents)
+    return {name: value for name, value in plain.items() if not is_unused(name, plain)}, said, module
+
+
+def _parts(contents) -> tuple[dict, dict, PickledModule | None]:
+    """The same with what upstream's networks do not use."""
     module = contents.get("model") if isinstance(contents, dict) else contents
     said = {}
     if isinstance(module, PickledModule):
@@ -166,7 +177,7 @@ def _weights(contents) -> tuple[dict, dict, PickledModule | None]:
         return {}, {}, None
     plain = {key.replace("module.1.", "").replace("module.", ""): value for key, value in state.items()}
     said = {name: value for name, value in said.items() if type(value) is int}
-    return {key: value for key, value in plain.items() if not is_unused(key, plain)}, said, module
+    return plain, said, module
 
 
 def _coupling(contents, module: PickledModule | None, path) -> str:
