@@ -5,8 +5,10 @@ The border: every pointer is an address, every integer an int64_t, every real a 
 """
 
 import ctypes
+import json
 import os
 from contextlib import contextmanager, nullcontext
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -131,6 +133,23 @@ def dtype_code(x: Tensor) -> int:
     if x.dtype not in DTYPE_CODE:
         raise Unsupported(f"{x.dtype}; the kernels know float32, float16 and bfloat16")
     return DTYPE_CODE[x.dtype]
+
+
+def device_of(x: Tensor):
+    """A block in which x's device is the current one."""
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
+
+
+@cache
+def _tunings() -> dict:
+    return json.loads((Path(__file__).parent / "cuda_tuning.json").read_text())
+
+
+def tuning(op: str, device: torch.device) -> dict:
+    """The knobs of an op's kernels on this card."""
+    table = _tunings()[op]
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "emulator"
+    return {**table["default"], **table.get(name, {})}
 
 
 @contextmanager

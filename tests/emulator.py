@@ -19,6 +19,7 @@ from fastvoc import _cuda
 ROOT = Path(__file__).parent.parent
 CACHE = ROOT / "build" / "emulator"
 SANITIZE = os.environ.get("FASTVOC_EMULATOR_SANITIZE", "")
+SMALL = {"wavenet_generate": {"teams": [2], "team_threads": 64, "block_threads": 64}}  # few threads, that tests be quick
 FLAGS = ["-x", "c++", "-std=c++20", "-O1", "-g1", "-fPIC", "-Wall", "-Wno-unknown-pragmas", "-fno-omit-frame-pointer"]
 
 
@@ -67,8 +68,14 @@ def library() -> _cuda.Library:
 
 
 @contextmanager
-def emulated(seed: int = 0, processors: int = 2, shared_bytes: int = 96 << 10, capability: tuple[int, int] = (9, 0)):
-    """Backend "cuda" is the emulated one. seed: of the order of blocks and threads; 0: in order."""
+def emulated(
+    seed: int = 0, processors: int = 2, shared_bytes: int = 96 << 10, capability: tuple[int, int] = (9, 0), **knobs
+):
+    """Backend "cuda" is the emulated one. seed: of the order of blocks and threads; 0: in order. knobs: op={knob: value}"""
+    tunings = _cuda._tunings()
+    for op in tunings:
+        if op != "about":
+            tunings[op]["emulator"] = SMALL.get(op, {}) | knobs.get(op, {})
     with _cuda.using(library()) as lib, fastvoc.backend("cuda"):
         lib.c.fastvoc_emulator_seed(seed)
         lib.c.fastvoc_emulator_device(processors, shared_bytes, *capability)

@@ -6,13 +6,17 @@
 #pragma once
 #include <cstdint>
 
+#ifndef FASTVOC_HD
+#define FASTVOC_HD  // __host__ __device__ where CUDA compiles this
+#endif
+
 namespace fastvoc::FASTVOC_ISA {
 namespace {
 
 struct Philox {
   std::uint32_t words[4];
 
-  Philox(std::uint64_t seed, std::uint64_t sample, std::uint32_t stream, std::uint32_t block)
+  FASTVOC_HD Philox(std::uint64_t seed, std::uint64_t sample, std::uint32_t stream, std::uint32_t block)
       : words{std::uint32_t(sample), std::uint32_t(sample >> 32), stream, block} {
     std::uint32_t key[2] = {std::uint32_t(seed), std::uint32_t(seed >> 32)};
     for (int round = 0; round < 10; ++round) {
@@ -29,7 +33,7 @@ struct Philox {
 };
 
 // 23 bits to the middle of their interval: never 0 and, unlike with 24, never rounded to 1.
-inline float uniform(std::uint32_t word) { return (float(word >> 9) + 0.5f) * 1.1920928955078125e-7f; }
+FASTVOC_HD inline float uniform(std::uint32_t word) { return (float(word >> 9) + 0.5f) * 1.1920928955078125e-7f; }
 
 }  // namespace
 }  // namespace fastvoc::FASTVOC_ISA

@@ -1,15 +1,9 @@
 // Drawing a sample from what the network says. One file for the four heads; the noise is passed in.
 //
 //   softmax    class k: the first with Σ_{i<=k} p_i > u, p = softmax(y / T); T = 0 takes the most probable class
-//   mixtures   component: argmax_i of y_i - log(-log u_i) (Gumbel), whatever T is; T = 0: argmax_i y_i
-//   logistic   mean + T·e^s·(log u - log(1 - u)), clamped to ±1
-//   Gaussian   mean + T·e^s·n, clamped to ±1
-//
-// Logarithms are taken in double: a handful a sample, and the same on every machine to the last float bit.
+//   mixtures   see core/draw.h
 #pragma once
-#include <cmath>
-
-#include "core/philox.h"
+#include "core/draw.h"
 #include "core/wavenet.h"
 #include "cpu/simd.h"
 
@@ -26,42 +20,17 @@ inline int draws_of(const WaveNet& net) {
   }
 }
 
-// A uniform number to a standard normal one: √2·erf⁻¹(2u - 1).
-// Giles 2010, "Approximating the erfinv function", single precision; relative error 4e-7.
-inline float normal_of(float u) {
-  const float x = 2.f * u - 1.f;
-  float w = -float(std::log(double(1.f - x) * double(1.f + x)));
-  float p;
-  if (w < 5.f) {
-    w -= 2.5f;
-    const float c[] = {2.81022636e-08f, 3.43273939e-07f, -3.5233877e-06f, -4.39150654e-06f, 0.00021858087f,
-                       -0.00125372503f, -0.00417768164f, 0.246640727f, 1.50140941f};
-    p = c[0];
-    for (int i = 1; i < 9; ++i) p = c[i] + p * w;
-  } else {
-    w = float(std::sqrt(double(w))) - 3.f;
-    const float c[] = {-0.000200214257f, 0.000100950558f, 0.00134934322f, -0.00367342844f, 0.00573950773f,
-                       -0.0076224613f, 0.00943887047f, 1.00167406f, 2.83297682f};
-    p = c[0];
-    for (int i = 1; i < 9; ++i) p = c[i] + p * w;
-  }
-  return 1.41421356f * p * x;
-}
-
 // The draws of one sample, from its position alone. Mixture draws keep r9y9's distance of 1e-5 from 0 and 1.
 inline void philox_draws(const WaveNet& net, const WaveNetStream& s, float* draws) {
   const int n = draws_of(net);
   for (int block = 0; block * 4 < n; ++block) {
     const Philox random(s.seed, std::uint64_t(s.n_done), s.stream, block);
     for (int i = block * 4; i < n && i < block * 4 + 4; ++i) {
-      const float u = uniform(random.words[i % 4]);
       const bool is_normal = i == n - 1 && (net.head == kGaussian || net.head == kMixtureOfGaussians);
-      draws[i] = is_normal ? normal_of(u) : net.head == kSoftmax ? u : 1e-5f + u * (1.f - 2e-5f);
+      draws[i] = noise_of(random.words[i % 4], is_normal ? 2 : net.head == kSoftmax ? 0 : 1);
     }
   }
 }
-
-inline float clamped(float x) { return x < -1.f ? -1.f : x > 1.f ? 1.f : x; }
 
 // y: n_out numbers, room for a whole vector more behind them.   -> the class, as a float
 inline float draw_class(float* y, int n, float temperature, float u) {
@@ -100,13 +69,12 @@ inline float draw_sample(const WaveNet& net, const float* y, float temperature, 
   } else if (draws_of(net) > 1) {
     double best = -1e300;
     for (int i = 0; i < n; ++i) {
-      const double score = temperature == 0.f ? y[i] : y[i] - std::log(-std::log(double(draws[i])));
+      const double score = gumbel_score(y[i], temperature, draws[i]);
       if (score > best) best = score, component = i;
     }
   }
-  const double last = draws[draws_of(net) - 1];
-  const double noise = net.head == kMixtureOfLogistics ? std::log(last) - std::log(1.0 - last) : last;
-  return clamped(float(means[component] + temperature * std::exp(double(log_scales[component])) * noise));
+  return mixture_sample(means[component], log_scales[component], temperature, draws[draws_of(net) - 1],
+                        net.head == kMixtureOfLogistics);
 }
 
 }  // namespace

@@ -1,5 +1,6 @@
 """infer and stream: a WaveNet's generation, its inputs checked at the border."""
 
+import copy
 import math
 
 import torch
@@ -35,7 +36,11 @@ class Generation:
         return 0 if self.upsample_net is None else self.upsample_net.context
 
     def upsample_stages(self) -> list:
-        return [] if self.upsample_net is None else self.upsample_net.stages()
+        """On the CPU, wherever the model is: the upsampler is a small part of the work, and its result moves in chunks."""
+        if self.upsample_net is None:
+            return []
+        on_cpu = next(self.parameters()).device.type == "cpu"
+        return (self.upsample_net if on_cpu else copy.deepcopy(self.upsample_net).cpu()).stages()
 
     def plan(self, precision: str | None = None, threads: int | None = None):
         """The packed engine for these weights; built on first use and kept until the weights change."""
@@ -46,10 +51,8 @@ class Generation:
         key = precision, threads, forced_backend()
         if key not in self._plans or self._plans[key][0] != version:
             device = next(self.parameters()).device
-            if device.type != "cpu":
-                raise DeviceError(
-                    f"the model is on {device}; generation runs on the CPU so far.", hint="Move it with model.cpu()."
-                )
+            if device.type not in ("cpu", "cuda"):
+                raise DeviceError(f"the model is on {device}; generation runs on cpu and cuda.", hint="Use model.cpu().")
             self._plans[key] = version, wavenet_generate.plan(device, self.weights(), precision, threads)
         return self._plans[key][1]
 

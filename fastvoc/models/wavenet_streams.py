@@ -75,7 +75,7 @@ class WaveNetStream:
                 raise ShapeError("the stream ended without a mel frame", hint="Push at least one frame.")
             mel = torch.cat([x for x in (mel, self._last_frame.expand(-1, self.context)) if x is not None], 1)
             self.closed = True
-        self.upsampler.push(mel, last)
+        self.upsampler.push(mel if mel is None else mel.cpu(), last)
 
     def n_ready(self) -> int:
         """Samples that can be generated from the mel so far."""

@@ -21,6 +21,7 @@ from fastvoc import _C
 from fastvoc._op import PlanOp, Unsupported
 from fastvoc.errors import ConfigError
 from fastvoc.ops.philox import draws, n_draws
+from fastvoc.ops.wavenet_generate_cuda import CudaPlan
 
 HEADS = ("softmax", "mol", "gaussian", "mog")
 ACTIVATIONS = ("none", "relu", "tanh")
@@ -299,4 +300,4 @@ class ReferencePlan:
         return (means.gather(1, pick)[:, 0] + temperature * log_scales.gather(1, pick)[:, 0].exp() * last).clamp(-1, 1)
 
 
-wavenet_generate = PlanOp("wavenet_generate", cpu=CpuPlan, reference=ReferencePlan)
+wavenet_generate = PlanOp("wavenet_generate", cuda=CudaPlan, cpu=CpuPlan, reference=ReferencePlan)
