@@ -25,7 +25,7 @@ from fastvoc.layers.gated_residual_stack import GatedResidualStack
 from fastvoc.layers.upsample import NETWORKS, DeconvUpsampleNetwork
 from fastvoc.models.vocoder import Vocoder
 from fastvoc.models.wavenet import FRONT_ACTIVATIONS
-from fastvoc.ops.philox import logistic, normal
+from fastvoc.ops.noise import logistic, normal
 
 UPSAMPLERS = {**NETWORKS, DeconvUpsampleNetwork.__name__: DeconvUpsampleNetwork}
 LOG_SCALES = (-9.0, 7.0)  # where the softplus scale of the original is cut off

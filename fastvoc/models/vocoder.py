@@ -1,5 +1,7 @@
 """What the five vocoders have in common: what they say about themselves, and what they ask of a mel."""
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -9,7 +11,7 @@ from fastvoc.errors import ConfigError, DeviceError, DTypeError, ShapeError
 from fastvoc.models import pretrained
 from fastvoc.models.wavenet_streams import check_finite
 from fastvoc.models.weight_norm import apply_weight_norm, remove_weight_norm
-from fastvoc.ops.philox import normal, philox, uniform
+from fastvoc.ops.noise import normal, uniform_noise
 
 
 class Vocoder(nn.Module):
@@ -96,15 +98,10 @@ class Vocoder(nn.Module):
         """
         batch, *middle, length = shape
         seed = fresh_seed() if seed is None else check_seed(seed)
-        n_rows = int(np.prod(middle, dtype=np.int64))
-        at, rows = np.arange(length), []
-        for item in range(batch):
-            for row in range(draw * n_rows, (draw + 1) * n_rows):
-                words = philox(seed, at, item, row // 4)[:, row % 4]
-                rows.append(transform(np.float32(1e-5) + uniform(words) * np.float32(1 - 2e-5)))
+        n_rows = math.prod(middle)
         parameter = next(self.parameters())
-        values = np.stack(rows).reshape(shape) if rows else np.zeros(shape, np.float32)
-        return torch.from_numpy(values).to(parameter)
+        u = uniform_noise(seed, batch, draw * n_rows, n_rows, length, parameter.device)
+        return transform(1e-5 + u * (1 - 2e-5)).reshape(shape).to(parameter)
 
     def given_noise(self, name: str, noise: Tensor, shape: tuple[int, ...]) -> Tensor:
         """The caller's noise, if it has the shape; in the model's dtype and on its device."""

@@ -60,12 +60,6 @@ def normal(u: np.ndarray) -> np.ndarray:
     return f(1.41421356) * p * x
 
 
-def logistic(u: np.ndarray) -> np.ndarray:
-    """Uniform float32 -> standard logistic, log u - log(1 - u)."""
-    u = u.astype(np.float64)
-    return (np.log(u) - np.log1p(-u)).astype(np.float32)
-
-
 def draws(head: str, n_mix: int, seed: int, stream: int, first: int, n_samples: int) -> np.ndarray:
     """(n_samples, number of draws) float32: the noise of samples first … first + n_samples - 1 of a stream."""
     n = n_draws(head, n_mix)
