@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from fastvoc.checkpoints import read_file
 from fastvoc.checkpoints.weight_norm import fold_weight_norm
@@ -148,3 +149,25 @@ def test_folding_a_layers_weight_norm_changes_nothing():
     wn = golden_wn(1)
     folded = fold_weight_norm(wn.state_dict())
     assert torch.allclose(folded["start.weight"], wn.start.weight, atol=1e-6) and "cond_layer.weight" in folded
+
+
+def test_compiled_with_lengths_that_vary():
+    torch.manual_seed(0)
+    conv, layer = Invertible1x1Conv(4), AffineCoupling(WN(2, 3, 3, 4, 3))
+    nn.init.normal_(layer.net.end.weight)
+
+    def flow(x, spect):
+        y, log_det = conv(x)
+        return *layer(y, spect), log_det
+
+    counter = CompileCounterWithBackend("aot_eager")
+    torch._dynamo.reset()
+    compiled = torch.compile(flow, fullgraph=True, backend=counter)
+    for T in (17, 33, 64, 100):
+        x, spect = torch.randn(2, 4, T, requires_grad=True), torch.randn(2, 3, T)
+        got, want = compiled(x, spect), flow(x, spect)
+        assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(got, want, strict=True))
+        loss = lambda y, log_s, log_det: y.square().sum() - log_s.sum() - log_det
+        (a,), (b,) = (torch.autograd.grad(loss(*out), x) for out in (got, want))
+        assert torch.allclose(a, b, atol=1e-4)
+    assert counter.frame_count <= 3

@@ -48,11 +48,11 @@ class WN(nn.Module):
         x = _pointwise(audio.transpose(1, 2), self.start)
         cond = _pointwise(spect.transpose(1, 2), self.cond_layer).chunk(self.n_layers, 2)
         output = 0.0
-        for layer, res_skip, c in zip(self.in_layers, self.res_skip_layers, cond):
+        for i, (layer, res_skip) in enumerate(zip(self.in_layers, self.res_skip_layers)):
             weight, bias = res_skip.weight[:, :, 0], res_skip.bias
-            if res_skip is self.res_skip_layers[-1]:
+            if weight.shape[0] == self.n_channels:
                 weight, bias = F.pad(weight, (0, 0, self.n_channels, 0)), F.pad(bias, (self.n_channels, 0))
-            x, skip = gated_residual(x, layer.weight, layer.bias, weight, bias, c, dilation=layer.dilation[0])
+            x, skip = gated_residual(x, layer.weight, layer.bias, weight, bias, cond[i], dilation=2**i)
             output = output + skip
         return _pointwise(output, self.end).transpose(1, 2)
 
