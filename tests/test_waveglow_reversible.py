@@ -38,6 +38,24 @@ def test_gradients_of_the_stored_version(changes, weight_norm):
     assert sum(bool(g.any()) for g in got) > 0.9 * len(got)
 
 
+def test_autocast():
+    """bfloat16 inside the networks, float32 between the flows; both versions round alike."""
+    model = small(n_channels=16)
+    wave, mel = torch.randn(2, 240), torch.randn(2, 3, 20)
+    exact, want = step(model, wave, mel, False)
+    losses, gradients = [], []
+    for efficient in (False, True):
+        with torch.autocast("cpu", torch.bfloat16):
+            loss, grads = step(model, wave, mel, efficient)
+        losses.append(loss)
+        gradients.append(grads)
+    assert torch.equal(*losses) and losses[0] != exact and torch.allclose(losses[0], exact, rtol=1e-2)
+    for a, b, c in zip(*gradients, want, strict=True):
+        scale = float(c.abs().max())
+        assert a.dtype == b.dtype == torch.float32
+        assert float((a - b).abs().max()) <= 0.02 * scale + 1e-6 and float((b - c).abs().max()) <= 0.1 * scale + 1e-6
+
+
 def test_gradients_of_the_public_code():
     """In float32 the way back costs some rounding; the goldens' tolerance is 8 times the upstream's own."""
     model = nvidia()

@@ -39,6 +39,10 @@ class _Flows(torch.autograd.Function):
             log_s.append(s.contiguous())
         z = torch.cat([*z, x], 1)
         ctx.model = model
+        kind = x.device.type
+        ctx.autocast = {
+            "device_type": kind, "enabled": torch.is_autocast_enabled(kind), "dtype": torch.get_autocast_dtype(kind),
+        }  # fmt: skip
         ctx.save_for_backward(z, cond)
         ctx.set_materialize_grads(False)
         return z, *log_s
@@ -54,16 +58,17 @@ class _Flows(torch.autograd.Function):
         dz = torch.zeros_like(z) if dz is None else dz
         n_early = config.n_group - config.channels[-1]  # channels that left, in front of those that stay
         y, dy = z[:, n_early:], dz[:, n_early:]
-        dcond, gradients = torch.zeros_like(cond), []
+        dcond, gradients = torch.zeros_like(cond, dtype=torch.promote_types(cond.dtype, torch.float32)), []
         for k in reversed(range(len(flows))):
-            y, dy, dc, own = _back(flows[k], y, dy, dlog_s[k], cond)
+            with torch.autocast(**ctx.autocast):  # the networks must give what they gave on the way there
+                y, dy, dc, own = _back(flows[k], y, dy, dlog_s[k], cond)
             dcond += dc
             gradients = own + gradients
             if config.is_early(k):
                 n_early -= config.n_early_size
                 left = slice(n_early, n_early + config.n_early_size)
                 y, dy = torch.cat([z[:, left], y], 1), torch.cat([dz[:, left], dy], 1)
-        return None, dy, dcond, *gradients
+        return None, dy, dcond.to(cond.dtype), *gradients
 
 
 def _back(flow, y: Tensor, dy: Tensor, dlog_s: Tensor | None, cond: Tensor):
@@ -73,16 +78,16 @@ def _back(flow, y: Tensor, dy: Tensor, dlog_s: Tensor | None, cond: Tensor):
     a, c = a.detach().requires_grad_(), cond.detach().requires_grad_()
     with torch.enable_grad():
         params = coupling.net((a, c))
-    t, log_s = params.detach().chunk(2, 1)
-    v = coupling.undone(a.detach(), b, params.detach())
+    known = params.detach().to(y.dtype)
+    v, log_s = coupling.undone(a.detach(), b, known), known.chunk(2, 1)[1]
     before = coupling.halves(v)[1]
-    db, t, log_s, before = (tensor.contiguous() for tensor in (db, t, log_s, before))
+    db, log_s, before = (tensor.contiguous() for tensor in (db, log_s, before))
     dbefore, ds = affine_coupling_bwd(db, db.new_zeros(len(db)), before, log_s)
     if dlog_s is not None:
         ds = ds + dlog_s
     names = [name for name, _ in flow.named_parameters()]
     inner = list(coupling.net.parameters())
-    through = torch.autograd.grad(params, [a, c, *inner], torch.cat([db, ds], 1))
+    through = torch.autograd.grad(params, [a, c, *inner], torch.cat([db, ds], 1).to(params.dtype))
     dv = coupling.joined(da + through[0], dbefore)
     weight = flow.convinv.conv.weight.detach()[:, :, 0]
     x = invertible_conv1x1_fwd(v, inverse(weight))
