@@ -1,4 +1,4 @@
-"""python -m benchmarks ops|wavenet|models|all [--quick] [--threads N] [--out FILE]
+"""python -m benchmarks ops|stack|wavenet|models|all [--quick] [--threads N] [--out FILE]
 python -m benchmarks --compare BEFORE.json AFTER.json
 """
 
@@ -6,10 +6,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from benchmarks import bench_models, bench_ops, bench_wavenet, timer
+from benchmarks import bench_models, bench_ops, bench_stack, bench_wavenet, timer
 from fastvoc.report.results import compare, read_results
 
-BENCHMARKS = {"ops": bench_ops.run, "wavenet": bench_wavenet.run, "models": bench_models.run}
+BENCHMARKS = {"ops": bench_ops.run, "stack": bench_stack.run, "wavenet": bench_wavenet.run, "models": bench_models.run}
 
 
 def main(argv: list[str] | None = None) -> None:
