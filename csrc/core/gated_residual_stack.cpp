@@ -41,11 +41,14 @@ GatedResidualStackPlan::GatedResidualStackPlan(const Weights& w, int precision, 
   s.causal = w.causal, s.step_in_residual = w.step_in_residual;
   s.rho = w.rho;
 
+  s.minimal = w.kernel == 3 && (!half || layout.minimal_bf16);
+  s.n_taps = s.minimal ? 4 : w.kernel;
+
   const int L = w.n_layers, k = w.kernel, R = w.R, H = w.H, S = w.S, C = w.C, gate = 2 * s.z_width;
   const int R_in = round_up(R, inputs), H_in = round_up(H, inputs), C_in = round_up(C, inputs);
   const std::int64_t element = half ? 2 : 4;
   const auto bytes = [&](std::int64_t n, std::int64_t kk) { return aligned(n * kk * element); };
-  capacity_ = L * (k * bytes(gate, R_in) + bytes(gate, C_in) + bytes(s.x_width, H_in) + bytes(s.s_width, H_in) +
+  capacity_ = L * (s.n_taps * bytes(gate, R_in) + bytes(gate, C_in) + bytes(s.x_width, H_in) + bytes(s.s_width, H_in) +
                    aligned(4 * gate) + aligned(4 * s.x_width) + aligned(4 * s.s_width));
   constexpr std::int64_t kHuge = 2 << 20;
   capacity_ = (capacity_ + kHuge - 1) / kHuge * kHuge;
@@ -59,16 +62,20 @@ GatedResidualStackPlan::GatedResidualStackPlan(const Weights& w, int precision, 
     return h < H ? vector % 2 * H + h : -1;
   };
   layers_.resize(L);
-  taps_.resize(std::size_t(L) * k);
+  taps_.resize(std::size_t(L) * s.n_taps);
   for (int l = 0; l < L; ++l) {
     StackLayer& layer = layers_[l];
     layer.dilation = w.dilations[l];
     const float* in = w.in + std::int64_t(l) * 2 * H * R * k;
-    for (int j = 0; j < k; ++j)
-      taps_[std::size_t(l) * k + j] = pack(gate, R_in, [&](int n, int r) {
-        return gate_row(n) < 0 || r >= R ? 0.f : in[(std::int64_t(gate_row(n)) * R + r) * k + j];
+    layer.taps = &taps_[std::size_t(l) * s.n_taps];
+    for (int j = 0; j < s.n_taps; ++j)
+      taps_[std::size_t(l) * s.n_taps + j] = pack(gate, R_in, [&](int n, int r) {
+        if (gate_row(n) < 0 || r >= R) return 0.f;
+        const float* tap = in + (std::int64_t(gate_row(n)) * R + r) * k;
+        if (!s.minimal) return tap[j];
+        const double even = double(tap[0]) + tap[2], odd = tap[1];
+        return j == 0 ? tap[0] : j == 3 ? tap[2] : float(0.5 * (j == 1 ? even + odd : even - odd));
       });
-    layer.taps = &taps_[std::size_t(l) * k];
     const float* cond = w.cond + std::int64_t(l) * 2 * H * C;
     layer.cond = pack(gate, C_in, [&](int n, int c) {
       return gate_row(n) < 0 || c >= C ? 0.f : cond[std::int64_t(gate_row(n)) * C + c];

@@ -4,6 +4,14 @@
 //   z = tanh(a[:H])·σ(a[H:]);   r, s = W_out·z + b_out
 //   x ← (x + r)·ρ, or (u + r)·ρ;   y += s
 //
+// A kernel of 3 is computed by minimal filtering (Winograd 1980; Lavin and Gray 2016, F(2, 3)): two outputs d samples apart
+// take four products instead of six, of differences and sums of the inputs with as many of the taps:
+//
+//   a(t)     = W0·(x0 - x2) + ½(W0 + W1 + W2)·(x1 + x2) + ½(W0 - W1 + W2)·(x2 - x1)        x0, x1, … the inputs that they
+//   a(t + d) = W2·(x3 - x1) + ½(W0 + W1 + W2)·(x1 + x2) - ½(W0 - W1 + W2)·(x2 - x1)        see, d samples apart
+//
+// Its rounding errors are those of the plain sum, within a few percent (measured; F(4, 3) would have up to 2.4 times as much).
+//
 // Channel counts are padded with zeros: outputs to whole vectors, inputs to what a multiplication reads at once. The
 // gate's columns stand in pairs: a vector of the tanh half, then its vector of the sigmoid half.
 #pragma once
@@ -21,6 +29,7 @@ struct StackLayout {
   int lanes;        // floats of a vector
   int panel;        // vectors of a full panel
   int inputs_bf16;  // bf16 inputs are padded to a multiple of this
+  bool minimal_bf16;  // whether minimal filtering pays in bf16
 };
 
 // One matrix in panels of at most `panel` vectors of outputs: as many full ones as fit, then one of 2 and one of 1 vectors as
@@ -32,7 +41,7 @@ struct StackMatrix {
 
 struct StackLayer {
   int dilation;
-  const StackMatrix* taps;   // kernel of (2·H, R)
+  const StackMatrix* taps;      // n_taps of (2·H, R): W_in[j], or the four of minimal filtering
   StackMatrix cond, res, skip;  // (2·H, C), (R, H), (S, H)
   const float *b_in, *b_res, *b_skip;
 };
@@ -42,6 +51,8 @@ struct GatedResidualStack {
   int R, H, S, C;  // true
   int x_width, z_width, s_width, c_width;  // padded: a row of x, of z, of the skip sum, of the conditioning as an operand
   bool causal, step_in_residual;
+  bool minimal;
+  int n_taps;
   float rho;
   const StackLayer* layers;
 

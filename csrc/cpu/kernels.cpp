@@ -40,7 +40,7 @@ extern const CpuKernels kKernels;
 const CpuKernels kKernels = {
     FASTVOC_NAME_OF(FASTVOC_ISA), affine_coupling, affine_coupling_inverse, affine_coupling_backward,
     gated_activation, gated_activation_backward, invertible_conv1x1, invertible_conv1x1_backward, upsample_fir, upsample_mix,
-    wavenet_workspace, wavenet_generate, {kLanes, kPanel, kInputsBf16}, gated_residual_stack_workspace, gated_residual_stack,
+    wavenet_workspace, wavenet_generate, {kLanes, kPanel, kInputsBf16, kMinimalBf16}, gated_residual_stack_workspace, gated_residual_stack,
     elementary,
 };
 

@@ -1,8 +1,8 @@
 // Products of packed panels (core/gated_residual_stack.h) with many rows: the heart of the feed-forward stacks.
 //
-//   out[m][n] = Σ_sources Σ_k row(source, t + m)[k]·w(source)[k][n]
+//   out[m][n] = Σ_sources Σ_k row(source, m)[k]·w(source)[k][n]
 //
-// A source is a matrix of inputs seen at a shift in time, and the weights that it meets: a tap of a dilated convolution is the
+// A source is a matrix of inputs seen at some shift in time, and the weights that it meets: a tap of a dilated convolution is the
 // same array of rows, some rows further on, so nothing is ever gathered. A block keeps its sums in registers; what a row's
 // sums are does not depend on the block's size, so results do not depend on how rows are shared out.
 //
@@ -20,21 +20,26 @@ namespace {
 constexpr int kPanel = kLanes == 16 ? 4 : 2;  // vectors of a full panel: StackLayout::panel
 #if defined(FASTVOC_USE_AMX)
 constexpr int kInputsBf16 = 32;  // bf16 inputs that are read at once: StackLayout::inputs_bf16
+constexpr bool kMinimalBf16 = false;  // tiles multiply faster than sums of inputs could be made for them
 #else
+constexpr bool kMinimalBf16 = true;
 constexpr int kInputsBf16 = 2;
 #endif
 constexpr int kMaxDepth = 256;  // longer sums are made in parts, which keeps rounding errors as small as a blocked GEMM's
 
 template <class X>
 struct Source {
-  const X* base;         // row i at base + i·ld
-  std::int64_t ld, shift, n;
-  const X* outside;      // stands for the rows before 0 and from n on
+  const X* base;              // row i at base + i·ld
+  std::int64_t ld;
   const X* w;
   int K;
+  const std::int64_t* times;  // row m of the product is row times[m] + shift here; without times row m
+  std::int64_t shift, n;
+  const X* outside;           // stands for the rows before 0 and from n on
 
-  const X* row(std::int64_t t) const {
-    const std::int64_t i = t + shift;
+  const X* row(std::int64_t m) const {
+    if (!times) return base + m * ld;
+    const std::int64_t i = times[m] + shift;
     return std::uint64_t(i) < std::uint64_t(n) ? base + i * ld : outside;
   }
 };
@@ -86,7 +91,7 @@ inline void spill(vfloat (&sums)[M][NV], float* out, bool onto) {
 }
 
 template <int NV, int M, class X>
-__attribute__((noinline)) void block(const Source<X>* sources, int n_sources, std::int64_t n0, std::int64_t t, float* out) {
+__attribute__((noinline)) void block(const Source<X>* sources, int n_sources, std::int64_t n0, std::int64_t m0, float* out) {
   vfloat sums[M][NV];
 #pragma GCC unroll 8
   for (int m = 0; m < M; ++m)
@@ -98,7 +103,7 @@ __attribute__((noinline)) void block(const Source<X>* sources, int n_sources, st
     const Source<X>& source = sources[s];
     const X* rows[M];
 #pragma GCC unroll 8
-    for (int m = 0; m < M; ++m) rows[m] = source.row(t + m);
+    for (int m = 0; m < M; ++m) rows[m] = source.row(m0 + m);
     const X* w = source.w + n0 * source.K;
     for (int k = 0; k < source.K;) {
       const int rest = source.K - k, end = k + (rest < kMaxDepth - depth ? rest : kMaxDepth - depth);
@@ -114,11 +119,11 @@ __attribute__((noinline)) void block(const Source<X>* sources, int n_sources, st
 }
 
 template <int NV, class X>
-inline int some_rows(const Source<X>* sources, int n_sources, std::int64_t n0, std::int64_t t, std::int64_t rows, float* out) {
-  if (rows >= 6) return block<NV, 6>(sources, n_sources, n0, t, out), 6;
-  if (rows >= 4) return block<NV, 4>(sources, n_sources, n0, t, out), 4;
-  if (rows >= 2) return block<NV, 2>(sources, n_sources, n0, t, out), 2;
-  return block<NV, 1>(sources, n_sources, n0, t, out), 1;
+inline int some_rows(const Source<X>* sources, int n_sources, std::int64_t n0, std::int64_t m, std::int64_t rows, float* out) {
+  if (rows >= 6) return block<NV, 6>(sources, n_sources, n0, m, out), 6;
+  if (rows >= 4) return block<NV, 4>(sources, n_sources, n0, m, out), 4;
+  if (rows >= 2) return block<NV, 2>(sources, n_sources, n0, m, out), 2;
+  return block<NV, 1>(sources, n_sources, n0, m, out), 1;
 }
 
 constexpr int kMaxRows = 32;  // of one block
@@ -128,7 +133,7 @@ constexpr int kMaxRows = 32;  // of one block
 // `rows` rows (at most 16·NH) of NV vectors of a panel that is `width` columns wide, by tiles. out: rows `width` apart.
 template <int NH, int NV>
 __attribute__((noinline)) void tiles(const Source<bf16>* sources, int n_sources, std::int64_t n0, int column, int width,
-                                     std::int64_t t, std::int64_t rows, float* out) {
+                                     std::int64_t m0, std::int64_t rows, float* out) {
   tile_clear<NH, NV>();
   alignas(64) bf16 border[2][16][32];
   for (int s = 0; s < n_sources; ++s) {
@@ -137,8 +142,8 @@ __attribute__((noinline)) void tiles(const Source<bf16>* sources, int n_sources,
     std::int64_t ld[2];
     bool inside[2];
     for (int h = 0; h < NH; ++h) {
-      const std::int64_t i = t + 16 * h + source.shift;
-      inside[h] = i >= 0 && i + 16 <= source.n;
+      const std::int64_t m = m0 + 16 * h, i = !source.times ? m : m - m0 < rows ? source.times[m] + source.shift : -1;
+      inside[h] = !source.times || (i >= 0 && i + 16 <= source.n);  // times are consecutive here
       a[h] = inside[h] ? source.base + i * source.ld : border[h][0];
       ld[h] = inside[h] ? source.ld : 32;
     }
@@ -146,7 +151,7 @@ __attribute__((noinline)) void tiles(const Source<bf16>* sources, int n_sources,
       for (int h = 0; h < NH; ++h)
         if (!inside[h])
           for (int m = 0; m < 16; ++m) {
-            const bf16* row = 16 * h + m < rows ? source.row(t + 16 * h + m) : nullptr;
+            const bf16* row = 16 * h + m < rows ? source.row(m0 + 16 * h + m) : nullptr;
             if (row) std::memcpy(border[h][m], row + k, 64);
             else std::memset(border[h][m], 0, 64);
           }
@@ -158,11 +163,11 @@ __attribute__((noinline)) void tiles(const Source<bf16>* sources, int n_sources,
 }
 
 template <int NV>
-inline int some_rows(const Source<bf16>* sources, int n_sources, std::int64_t n0, std::int64_t t, std::int64_t rows, float* out) {
+inline int some_rows(const Source<bf16>* sources, int n_sources, std::int64_t n0, std::int64_t m, std::int64_t rows, float* out) {
   const auto of = [&](auto narrow, int column) {
     constexpr int nv = decltype(narrow)::value;
-    if (rows > 16) tiles<2, nv>(sources, n_sources, n0, column, NV * 16, t, rows, out + column);
-    else tiles<1, nv>(sources, n_sources, n0, column, NV * 16, t, rows, out + column);
+    if (rows > 16) tiles<2, nv>(sources, n_sources, n0, column, NV * 16, m, rows, out + column);
+    else tiles<1, nv>(sources, n_sources, n0, column, NV * 16, m, rows, out + column);
   };
   for (int v = 0; v + 2 <= NV; v += 2) of(Constant<2>{}, v * 16);
   if (NV % 2) of(Constant<1>{}, (NV - 1) * 16);
@@ -171,25 +176,27 @@ inline int some_rows(const Source<bf16>* sources, int n_sources, std::int64_t n0
 
 #endif
 
-// The panel of NV vectors from column n0 on, for rows t … t + rows - 1. each(m, M, sums): rows m … m + M - 1 are done.
-template <int NV, class X, class F>
-inline void panel(const Source<X>* sources, int n_sources, std::int64_t n0, std::int64_t t, std::int64_t rows, F each) {
-  alignas(64) float sums[kMaxRows * NV * kLanes];
-  for (std::int64_t m = 0; m < rows;) {
-    const int M = some_rows<NV>(sources, n_sources, n0, t + m, rows - m, sums);
-    each(m, M, sums);
-    m += M;
-  }
+// Calls f(Constant<NV>, n0) for each panel of N columns, as core/gated_residual_stack.h packs them.
+template <class F>
+inline void panels(int N, F f) {
+  int n0 = 0;
+  for (; n0 + kPanel * kLanes <= N; n0 += kPanel * kLanes) f(Constant<kPanel>{}, n0);
+  if (kPanel > 2 && n0 + 2 * kLanes <= N) f(Constant<2>{}, n0), n0 += 2 * kLanes;
+  if (n0 < N) f(Constant<1>{}, n0);
 }
 
-// All N columns: panels as core/gated_residual_stack.h packs them. each(n0, nv, m, M, sums): sums[M][nv vectors].
+// All N columns of some rows. each(n0, nv, m, M, sums): rows m … m + M - 1 of nv vectors from column n0 on.
 template <class X, class F>
-inline void product(const Source<X>* sources, int n_sources, int N, std::int64_t t, std::int64_t rows, F each) {
-  int n0 = 0;
-  const auto of = [&](int nv) { return [&, nv](std::int64_t m, int M, const float* sums) { each(n0, nv, m, M, sums); }; };
-  for (; n0 + kPanel * kLanes <= N; n0 += kPanel * kLanes) panel<kPanel>(sources, n_sources, n0, t, rows, of(kPanel));
-  if (kPanel > 2 && n0 + 2 * kLanes <= N) panel<2>(sources, n_sources, n0, t, rows, of(2)), n0 += 2 * kLanes;
-  if (n0 < N) panel<1>(sources, n_sources, n0, t, rows, of(1));
+inline void product(const Source<X>* sources, int n_sources, int N, std::int64_t rows, F each) {
+  panels(N, [&](auto width, int n0) {
+    constexpr int NV = decltype(width)::value;
+    alignas(64) float sums[kMaxRows * NV * kLanes];
+    for (std::int64_t m = 0; m < rows;) {
+      const int M = some_rows<NV>(sources, n_sources, n0, m, rows - m, sums);
+      each(n0, NV, m, M, sums);
+      m += M;
+    }
+  });
 }
 
 }  // namespace
