@@ -134,6 +134,12 @@ def test_options_reach_the_reader(tmp_path, call):
     assert "it takes none" in call("inspect", golden.path("model.pt").parent.parent / "wavenet-r9y9-a", "--reader", "a=1")[2]
 
 
+def test_inspect_shortens_a_noise_schedule(call):
+    said = call("inspect", Golden("diffwave-lmnt-a").path("weights-1000578.pt"))[1]
+    assert "0.0001, 0.00111837, 0.00213673, …, 0.05 (50 in all)" in said
+    assert max(map(len, said.splitlines())) < 200
+
+
 def test_inspect_says_what_is_wrong(tmp_path, call):
     (tmp_path / "x.pt").write_bytes(b"<html>")
     assert "looks like an HTML page" in call("inspect", tmp_path / "x.pt")[2]

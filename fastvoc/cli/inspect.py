@@ -88,5 +88,8 @@ def _of_mel(path: Path, taken) -> dict:
 
 def _shown(value) -> str:
     if isinstance(value, list):
-        return ", ".join(map(str, value)) or "nothing"
+        numbers = [f"{v:.6g}" if isinstance(v, float) else str(v) for v in value]
+        if len(numbers) > 12 and isinstance(value[0], float):  # a noise schedule; --json has all of it
+            numbers = [*numbers[:3], "…", f"{numbers[-1]} ({len(value)} in all)"]
+        return ", ".join(numbers) or "nothing"
     return "unknown" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
