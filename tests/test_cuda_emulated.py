@@ -94,7 +94,7 @@ def test_halves_of_channels_are_taken_as_they_lie(dtype):
     with emulated(seed=3):
         ours = op(x, log_s, t)
     for y, exact in zip(ours, op.reference(x.double(), log_s.double(), t.double())):
-        torch.testing.assert_close(y.double(), exact, rtol=torch.finfo(dtype).eps, atol=torch.finfo(dtype).eps)
+        torch.testing.assert_close(y.double(), exact, rtol=4 * torch.finfo(dtype).eps, atol=32 * torch.finfo(dtype).eps)
 
 
 def test_empty():

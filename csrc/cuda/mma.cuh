@@ -86,4 +86,73 @@ __device__ __forceinline__ void mma(float (&c)[4], const FragmentA& a, const Fra
 
 #endif
 
+// ---- operands from shared memory, rows of 64 bytes at a time ----------------------------------------------------------
+//
+// A[rows][k] and B[columns][k], k fastest; every row begins at a multiple of 16 bytes, `pitch` bytes from the next. A pitch
+// that is an odd multiple of 16 bytes keeps the lanes in different banks.
+
+constexpr int kRowBytes = 64;  // of both operands: 32 halves or 16 floats
+
+#ifdef __CUDACC__
+__device__ __forceinline__ void load_matrices(std::uint32_t (&r)[4], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(unsigned(__cvta_generic_to_shared(row))));
+}
+#else
+// Each lane names a row of 16 bytes; lane 4·g + q gets word q of the rows that lanes g, g + 8, g + 16, g + 24 named.
+inline void load_matrices(std::uint32_t (&r)[4], const void* row) {
+  struct Words { std::uint32_t r[4]; };
+  const int lane = emulator::thread() % 32;
+  const Words words = emulator::among_warp(row, [&](auto of) {
+    Words w;
+    for (int i = 0; i < 4; ++i) w.r[i] = static_cast<const std::uint32_t*>(of(8 * i + lane / 4))[lane % 4];
+    return w;
+  });
+  for (int i = 0; i < 4; ++i) r[i] = words.r[i];
+}
+#endif
+
+// C (32 × 32, a warp's) += A (32 × 64 bytes)·Bᵀ (32 × 64 bytes). c[m][n]: the sums of rows 16·m … and columns 8·n …
+template <class X>
+__device__ __forceinline__ void multiply_rows(float (&c)[2][4][4], const char* a, int a_pitch, const char* b, int b_pitch) {
+  const int lane = threadIdx.x % 32;
+  if constexpr (sizeof(X) == 2) {
+#pragma unroll
+    for (int k = 0; k < kRowBytes; k += 32) {
+      FragmentA fa[2];
+      std::uint32_t fb[2][4];  // of two times two column tiles
+#pragma unroll
+      for (int m = 0; m < 2; ++m) load_matrices(fa[m].r, a + (16 * m + lane % 16) * a_pitch + k + lane / 16 * 16);
+#pragma unroll
+      for (int n = 0; n < 2; ++n) load_matrices(fb[n], b + (16 * n + lane / 16 * 8 + lane % 8) * b_pitch + k + lane / 8 % 2 * 16);
+#pragma unroll
+      for (int m = 0; m < 2; ++m)
+#pragma unroll
+        for (int n = 0; n < 4; ++n) mma<X>(c[m][n], fa[m], FragmentB{{fb[n / 2][n % 2 * 2], fb[n / 2][n % 2 * 2 + 1]}});
+    }
+  } else {
+    const int g = lane / 4, q = lane % 4;
+#pragma unroll
+    for (int k = 0; k < kRowBytes; k += 16) {
+      Pack<float, 4> fa[4], fb[4][2];
+#pragma unroll
+      for (int m = 0; m < 4; ++m) fa[m] = *reinterpret_cast<const Pack<float, 4>*>(a + (8 * m + g) * a_pitch + k);
+#pragma unroll
+      for (int n = 0; n < 4; ++n)
+#pragma unroll
+        for (int e = 0; e < 2; ++e) fb[n][e] = *reinterpret_cast<const Pack<float, 4>*>(b + (8 * n + 2 * q + e) * b_pitch + k);
+#pragma unroll
+      for (int m = 0; m < 4; ++m)
+#pragma unroll
+        for (int n = 0; n < 4; ++n)
+#pragma unroll
+          for (int e = 0; e < 2; ++e)
+#pragma unroll
+            for (int i = 0; i < 4; ++i)
+              c[m / 2][n][m % 2 * 2 + e] = fmaf(fa[m].v[i], fb[n][e].v[i], c[m / 2][n][m % 2 * 2 + e]);
+    }
+  }
+}
+
 }  // namespace fastvoc

@@ -22,6 +22,7 @@ from fastvoc import _C
 from fastvoc._op import PlanOp, Unsupported, lazy
 from fastvoc.errors import ConfigError, DeviceError, DTypeError, ShapeError
 from fastvoc.ops.gated_residual import gated_residual_reference
+from fastvoc.ops.gated_residual_stack_cuda import CudaPlan
 
 
 @dataclass
@@ -139,6 +140,7 @@ def _checked(name: str, t: Tensor, *shape: int) -> Tensor:
 
 gated_residual_stack = PlanOp(
     "gated_residual_stack",
+    cuda=CudaPlan,
     cpu=CpuPlan,
     triton=lazy("fastvoc.kernels.gated_residual_stack", "TritonPlan"),
     reference=ReferencePlan,
