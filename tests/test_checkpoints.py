@@ -198,6 +198,36 @@ def test_too_many_entries(tmp_path, monkeypatch):
         load_checkpoint(tmp_path / "x.pt")
 
 
+def test_too_many_tensors(tmp_path, monkeypatch):
+    monkeypatch.setattr("fastvoc.checkpoints.reading.MAX_ENTRIES", 3)
+    (tmp_path / "x.pt").write_bytes(saved([torch.ones(1) for _ in range(4)], _use_new_zipfile_serialization=False))
+    with pytest.raises(ResourceLimitError, match="more than 3 tensors"):
+        read_file(tmp_path / "x.pt")
+
+
+def test_saved_on_another_machines_gpu(tmp_path):
+    elsewhere = lambda data: data.replace(b"X\x03\x00\x00\x00cpu", b"X\x06\x00\x00\x00cuda:7")
+    for new in (True, False):
+        whole = saved({"a": torch.arange(5.0)}, _use_new_zipfile_serialization=new)
+        moved = rewritten(whole, elsewhere) if new else elsewhere(whole)
+        assert b"cuda:7" in moved
+        (tmp_path / "x.pt").write_bytes(moved)
+        got = read_file(tmp_path / "x.pt")["a"]
+        assert got.device.type == "cpu" and torch.equal(got, torch.arange(5.0))
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16, torch.int16, torch.bool, torch.complex64, torch.uint8])
+@pytest.mark.parametrize("new", [True, False])
+def test_every_kind_of_number(tmp_path, kind, new):
+    values = torch.arange(12).reshape(3, 4).to(kind)
+    contents = {"t": values[1:, ::2], "empty": values[:0], "scalar": values[2, 3], "kind": kind, "size": values.shape}
+    torch.save(contents, tmp_path / "x.pt", _use_new_zipfile_serialization=new)
+    got = read_file(tmp_path / "x.pt")
+    assert got["kind"] is kind and tuple(got["size"]) == (3, 4)
+    for name in ("t", "empty", "scalar"):
+        assert got[name].dtype == kind and got[name].stride() == contents[name].stride() and torch.equal(got[name], contents[name])
+
+
 TEN, MANY = b"K\x0a\x85", b"M\x10\x27\x85"  # the shapes (10,) and (10000,)
 
 

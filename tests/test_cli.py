@@ -140,6 +140,9 @@ def test_synth_goes_on_after_a_bad_input(place, tmp_path, call):
     (line,) = (out / "failures.jsonl").read_text().splitlines()
     said = json.loads(line)
     assert (said["input"], said["error"]) == (str(tmp_path / "text.wav"), "AudioError") and "not sound" in said["message"]
+    first = tmp_path / "first"
+    assert call("synth", *inputs, "-o", first, "--model", place / "model", "--fail-fast")[0] == 1
+    assert left_in(first) == ["failures.jsonl"]
     shutil.copy(place / "clip.wav", tmp_path / "text.wav")  # mended: the rest is skipped, and the list goes
     assert call("synth", *inputs, "-o", out, "--model", place / "model")[0] == 0
     assert left_in(out) == ["clip.wav", "text.wav"]

@@ -118,6 +118,17 @@ def test_a_conversion_that_fails_leaves_nothing(tmp_path, call, monkeypatch):
     assert sorted((file.name, file.read_bytes()) for file in target.iterdir()) == before and os.listdir(tmp_path) == ["model"]
 
 
+def test_conversion_in_a_sandbox(tmp_path, capfd):
+    source = Golden("nv-wavenet-a").path("wavenet_120000")
+    assert main(["convert", str(source), str(tmp_path / "model"), "--sandbox", "2", "--quiet"]) == 0
+    assert fastvoc.load(tmp_path / "model").config.layers == 6
+    torch.save({"a": torch.zeros(60_000_000)}, tmp_path / "large.pt")
+    assert main(["convert", str(tmp_path / "large.pt"), str(tmp_path / "no"), "--sandbox", "0.1"]) == 1
+    said = capfd.readouterr().err
+    assert "takes more memory than there is" in said and "Traceback" not in said
+    assert sorted(os.listdir(tmp_path)) == ["large.pt", "model"]
+
+
 def test_options_reach_the_reader(tmp_path, call):
     golden = Golden("nv-wavenet-a")
     from fastvoc.checkpoints import read_file

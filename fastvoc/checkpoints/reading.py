@@ -69,6 +69,8 @@ def read_file(path):
         except Exception as fault:  # on a damaged file nearly anything can go wrong, and any of it means the same
             if isinstance(fault, OSError) and fault.errno not in (None, errno.EINVAL):  # EINVAL: an offset that lies
                 raise
+            if isinstance(fault, MemoryError) or "allocate memory" in str(fault):  # the latter are torch's words
+                raise ResourceLimitError(f"{path} ({size} bytes) takes more memory than there is") from None
             reason = str(fault).partition("\n")[0][:200] or type(fault).__name__
             raise CorruptCheckpointError(
                 f"{path} ({size} bytes) is damaged or no checkpoint: {reason}.", hint=AGAIN

@@ -46,6 +46,7 @@ def add(commands) -> None:
     parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="a model folder or a checkpoint file")
     parser.add_argument("--normalised", action="store_true",
                         help="the .npy has the model's statistics applied; what `fastvoc mel` writes says so itself")
+    parser.add_argument("--fail-fast", action="store_true", help="stop at the first input that fails (else go on)")
     add_reader_options(parser)
     family = parser.add_argument_group("options that some families take")
     family.add_argument("--speaker", type=int, metavar="N", help="for a model trained with speakers")
@@ -79,6 +80,8 @@ def run(options) -> int:
                     raise
                 failures.append({"input": str(source), "output": str(target), "error": type(fault).__name__, "message": str(fault)})
                 report(fault, about=source)
+                if options.fail_fast:
+                    break
     if len(jobs) > 1:
         _write_failures(jobs[0][1].parent / FAILURES, failures, len(jobs))
     return 1 if failures else 0
