@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import triton.language as tl
+from triton.runtime import interpreter
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 import fastvoc
@@ -62,6 +63,18 @@ def bf16_products(monkeypatch):
     monkeypatch.setattr(
         InterpreterBuilder, "create_dot", lambda self, a, b, *rest: plain(self, widened(a), widened(b), *rest)
     )
+
+
+@pytest.fixture(autouse=True)
+def loop_bounds(monkeypatch):
+    """Triton 3.6's interpreter takes a loop's bound from an array of one number, which NumPy 2.4 no longer converts."""
+    plain = interpreter._patch_lang_tensor
+
+    def patched(tensor, scope):
+        plain(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.squeeze()))
+
+    monkeypatch.setattr(interpreter, "_patch_lang_tensor", patched)
 
 
 def outputs(result):
