@@ -71,7 +71,7 @@ GATE_GRADIENT = {
     4: [
         _configuration(4, 2, BLOCK_T=64, BLOCK_C=32, BLOCK_H=32),
         _configuration(8, 2, BLOCK_T=64, BLOCK_C=32, BLOCK_H=64),
-        _configuration(8, 2, BLOCK_T=128, BLOCK_C=32, BLOCK_H=64),
+        _configuration(8, 2, BLOCK_T=128, BLOCK_C=32, BLOCK_H=32),
     ],
 }
 

@@ -134,3 +134,33 @@ def test_errors():
         stack()(torch.randn(1, 4, 6))
     with pytest.raises(ConfigError, match="odd one"):
         stack(kernel_size=4)
+
+
+def saved_bytes(run) -> int:
+    """What autograd keeps between forward and backward, each storage once."""
+    kept = {}
+    note = lambda t: kept.__setitem__(t.untyped_storage().data_ptr(), t.untyped_storage()) or t
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+        run()
+    return sum(s.nbytes() for s in kept.values())
+
+
+@pytest.mark.parametrize("changes", [*STACKS, {"dropout": 0.3}], ids=str)
+def test_recomputing_gives_the_same_gradients(changes):
+    module = stack(**changes)
+    x, cond, step = torch.randn(2, 30, 6, requires_grad=True), torch.randn(2, 30, 5), torch.randn(2, 3, 6)
+    both = []
+    for module.recompute in False, True:
+        torch.manual_seed(1)
+        y = module(x, cond, step)
+        both.append([y, *torch.autograd.grad(y.square().sum(), [x, *module.parameters()], allow_unused=True)])
+    assert all(a is b is None or torch.equal(a, b) for a, b in zip(*both, strict=True))
+    assert sum(a is not None for a in both[0]) > 10
+
+
+def test_recomputing_keeps_a_third():
+    module = stack(residual_channels=16, gate_channels=32, skip_channels=16, dilations=[1, 2, 4, 8, 16, 32] * 2)
+    x, cond = torch.randn(1, 4000, 16), torch.randn(1, 4000, 5)
+    plain = saved_bytes(lambda: module(x, cond))
+    module.recompute = True
+    assert 0 < saved_bytes(lambda: module(x, cond)) < 0.4 * plain

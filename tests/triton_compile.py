@@ -8,6 +8,8 @@ What is compiled is what an operator launches: its launcher runs on CPU tensors 
 
 import argparse
 import csv
+import multiprocessing
+import os
 import re
 import subprocess
 import sys
@@ -149,19 +151,27 @@ def faults(used: dict[str, int]) -> list[str]:
     return found + ([f"{used['shared_bytes']} bytes shared"] if used["shared_bytes"] > MOST_SHARED else [])
 
 
+def _used_by_number(n: int) -> dict[str, int]:
+    return used_by(everything[n])
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--write", action="store_true", help="write the table anew")
+    parser.add_argument("--processes", type=int, default=os.cpu_count())
     arguments = parser.parse_args()
     everything = jobs()
     rows, bad = {}, 0
-    for n, job in enumerate(everything):
-        rows[job.key] = used_by(job)
-        for fault in faults(rows[job.key]):
-            print(*job.key, fault, flush=True)
-            bad += 1
-        if n % 50 == 49:
-            print(f"{n + 1} of {len(everything)}", flush=True)
+    # Forked, so that the launches that were noted need not be sent
+    with multiprocessing.get_context("fork").Pool(arguments.processes) as pool:
+        for n, used in enumerate(pool.imap(_used_by_number, range(len(everything)), chunksize=4)):
+            key = everything[n].key
+            rows[key] = used
+            for fault in faults(used):
+                print(*key, fault, flush=True)
+                bad += 1
+            if n % 50 == 49:
+                print(f"{n + 1} of {len(everything)}", flush=True)
     if arguments.write:
         with TABLE.open("w", newline="") as file:
             file.write(f"# triton {triton.__version__}: what the machine code of the Triton kernels uses, a thread and a block\n")
