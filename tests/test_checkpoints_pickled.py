@@ -153,3 +153,13 @@ def test_plain_values_survive_every_protocol():
     for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1):
         got = unpickle(io.BytesIO(pickle.dumps(value, protocol)), "x", CONSTRUCTORS)
         assert got == value and got["again"] is got["a"]
+
+
+def test_parameters_of_torch_0_4(tmp_path):
+    """They name the class itself, where later ones name a function that makes one."""
+    torch.save({"p": nn.Parameter(torch.arange(3.0))}, tmp_path / "x", _use_new_zipfile_serialization=False)
+    whole = (tmp_path / "x").read_bytes()
+    old = whole.replace(b"ctorch._utils\n_rebuild_parameter\n", b"ctorch.nn.parameter\nParameter\n")
+    assert old != whole
+    (tmp_path / "x").write_bytes(old)
+    assert torch.equal(read_file(tmp_path / "x")["p"], torch.arange(3.0))

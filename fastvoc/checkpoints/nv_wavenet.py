@@ -130,7 +130,7 @@ def _trained(contents) -> dict:
     """The training checkpoint's parameters, or nothing."""
     state = contents.get("model", contents.get("state_dict", contents)) if isinstance(contents, dict) else contents
     if isinstance(state, PickledModule):
-        return state.state_dict() if state.class_name == "wavenet.WaveNet" else {}
+        state = state.state_dict()
     named = isinstance(state, dict) and all(isinstance(name, str) for name in state)
     state = strip_prefix(state, "module.") if named else {}
     return state if TRAINED <= set(state) else {}

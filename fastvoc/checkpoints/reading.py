@@ -189,8 +189,9 @@ def _constructors(size: int, path) -> dict:
         "torch._utils._rebuild_tensor_v3": untyped_tensor,
         "torch._utils._rebuild_parameter": parameter,
         "torch._utils._rebuild_parameter_with_state": parameter,
+        "torch.nn.parameter.Parameter": parameter,  # torch 0.4
         "torch._tensor._rebuild_from_type_v2": of_type,
-        **dict.fromkeys([*STORAGE_TYPES, "torch.Tensor", "torch.nn.parameter.Parameter"], unused),
+        **dict.fromkeys([*STORAGE_TYPES, "torch.Tensor"], unused),
     }
     return constructors
 
