@@ -22,6 +22,7 @@ from fastvoc.errors import (
     ShapeError,
     UnsafeCheckpointError,
 )
+from fastvoc.layers.melgan import MelGANGenerator
 from fastvoc.losses import (
     discriminator_adversarial_loss,
     feature_matching_loss,
@@ -207,12 +208,15 @@ def test_options_against_plain_convolutions(changes):
     assert not torch.allclose(model(noise, c), want, atol=1e-6)
 
 
+MELGAN = {"upsample_scales": [2, 3], "in_channels": 7, "out_channels": 7, "channels": 12, "stacks": 2, "kernel_size": 5}
 PIECES = ["as it is", "causal", "causal, even kernel, no context", "non-linear upsampler", "mel at sample rate", "unconditional"]
 
 
 @pytest.mark.parametrize("changes", [VARIANTS[name] for name in PIECES] + [
     {"upsample_params": {"upsample_scales": [1, 3, 1, 2], "interpolate_mode": "bilinear"}},
     {"upsample_params": {"upsample_scales": [1, 1, 2]}, "use_causal_conv": True},
+    {"upsample_net": "MelGANGenerator", "upsample_params": MELGAN},
+    {"upsample_net": "MelGANGenerator", "upsample_params": MELGAN, "use_causal_conv": True},
 ])  # fmt: skip
 def test_pieces_are_the_whole(changes, monkeypatch):
     model = small(**{"layers": 6, **changes}).double().eval()
@@ -227,6 +231,45 @@ def test_pieces_are_the_whole(changes, monkeypatch):
     assert torch.allclose(got, want, rtol=0, atol=1e-6) and want.std() > 1e-3
     monkeypatch.setattr(type(model.stack), "reach", 3)  # less than the network sees: the seams show
     assert not torch.allclose(model.infer(mel, noise=noise), want, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_melgan_upsampler_against_plain_convolutions(causal):
+    torch.manual_seed(0)
+    melgan = MelGANGenerator(**MELGAN, use_causal_conv=causal, use_final_nonlinear_activation=False).double()
+    for p in melgan.parameters():
+        nn.init.normal_(p, std=0.3)
+    state, c = melgan.state_dict(), torch.randn(2, 7, 6, dtype=torch.float64)
+    act = lambda x: F.leaky_relu(x, 0.2)
+
+    def conv(name, x, dilation=1):
+        w, b = state[f"{name}.weight"], state[f"{name}.bias"]
+        reach = (w.shape[2] - 1) * dilation
+        x = F.pad(x, (reach, 0) if causal else (reach // 2, reach // 2), mode="reflect") if reach else x
+        return F.conv1d(x, w, b, dilation=dilation)
+
+    def up(name, x, s):
+        w, b = state[f"{name}.weight"], state[f"{name}.bias"]
+        x = F.conv_transpose1d(F.pad(x, (1, 0), mode="replicate") if causal else x, w, b, stride=s)
+        return x[:, :, s:-s] if causal else x[:, :, (s + 1) // 2 :][:, :, : (x.shape[2] // s - 1) * s]
+
+    inner = ".conv" if causal else ""
+    at = iter(range(100))
+    skip = lambda n: [next(at) for _ in range(n)][-1]  # the next parameters are n modules on
+    x = conv(f"melgan.{skip(1 if causal else 2)}{inner}", c)
+    for s in MELGAN["upsample_scales"]:
+        x = up(f"melgan.{skip(2)}{'.deconv' if causal else ''}", act(x), s)
+        for dilation in (1, 3):
+            name = f"melgan.{skip(1)}"
+            first, second = ("1.conv", "3") if causal else ("2", "4")
+            h = conv(f"{name}.stack.{second}", act(conv(f"{name}.stack.{first}", act(x), dilation)))
+            x = h + conv(f"{name}.skip_layer", x)
+    x = conv(f"melgan.{skip(2 if causal else 3)}{inner}", act(x))
+    got = melgan(c)
+    assert got.shape == (2, 7, 36) and torch.allclose(got, x, atol=1e-12) and x.std() > 0.1
+    few = c[:, :, : 4 if causal else 2]
+    with pytest.raises(ShapeError, match="too few: the upsampler reflects"):
+        melgan(few)
 
 
 def test_lengths_leave_every_item_alone():
@@ -475,7 +518,7 @@ def test_a_foreign_mel_convention_is_none(tmp_path, caplog):
     ({"generator_params": "{layer: 6}"}, ConfigError, "unknown key 'layer'.*'layers'"),
     ({"generator_params": "{layers: 6, stacks: 4}"}, ConfigError, "expected a multiple"),
     ({"generator_params": "{layers: 60000000}"}, ConfigError, "layers must be"),
-    ({"generator_params": "{upsample_net: MelGANGenerator}"}, ConfigError, "MelGANGenerator as an upsampler"),
+    ({"generator_params": "{upsample_net: MelGANGenerator}"}, ConfigError, "must be aux_channels, 80"),
     ({"generator_params": "{upsample_params: {upsample_scale: [4]}}"}, ConfigError, "do not fit ConvInUpsampleNetwork"),
     ({"generator_params": "{upsample_params: {upsample_scales: [0]}}"}, ConfigError, "positive whole numbers"),
     ({"generator_params": "{layers: 3, stacks: 3}"}, IncompatibleCheckpointError, "unexpected: conv_layers.3"),

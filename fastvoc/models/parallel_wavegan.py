@@ -21,11 +21,13 @@ from torch import Tensor, nn
 
 from fastvoc.errors import ConfigError, ShapeError
 from fastvoc.layers.gated_residual_stack import GatedResidualStack
+from fastvoc.layers.melgan import MelGANGenerator
 from fastvoc.layers.upsample import ConvInUpsampleNetwork, UpsampleNetwork
 from fastvoc.models.vocoder import Vocoder
 
 MAX_CHANNELS = 65536
 PIECE_SAMPLES = 1 << 16
+UPSAMPLE_NETS = {cls.__name__: cls for cls in (ConvInUpsampleNetwork, MelGANGenerator, UpsampleNetwork)}
 
 
 @dataclass
@@ -252,16 +254,17 @@ class ParallelWaveGAN(Vocoder):
 
 
 def _upsample_net(c: ParallelWaveGANConfig) -> nn.Module:
+    if c.upsample_net not in UPSAMPLE_NETS:
+        raise ConfigError(f"upsample_net: got {c.upsample_net!r}, expected one of {sorted(UPSAMPLE_NETS)}")
     params = {**c.upsample_params, "use_causal_conv": c.use_causal_conv}
+    if c.upsample_net == "ConvInUpsampleNetwork":
+        params |= {"aux_channels": c.aux_channels, "aux_context_window": c.aux_context_window}
+    if c.upsample_net == "MelGANGenerator":
+        params["use_final_nonlinear_activation"] = False
+        params.pop("use_weight_norm", None)
+        if params.get("in_channels", 80) != c.aux_channels or params.get("out_channels", 1) != c.aux_channels:
+            raise ConfigError(f"upsample_params: in_channels and out_channels must be aux_channels, {c.aux_channels}")
     try:
-        if c.upsample_net == "ConvInUpsampleNetwork":
-            params |= {"aux_channels": c.aux_channels, "aux_context_window": c.aux_context_window}
-            return ConvInUpsampleNetwork(**params)
-        if c.upsample_net == "UpsampleNetwork":
-            return UpsampleNetwork(**params)
+        return UPSAMPLE_NETS[c.upsample_net](**params)
     except TypeError as fault:
         raise ConfigError(f"upsample_params do not fit {c.upsample_net}: {fault}") from None
-    raise ConfigError(
-        f"upsample_net: got {c.upsample_net!r}, expected 'ConvInUpsampleNetwork' or 'UpsampleNetwork'",
-        hint="ParallelWaveGAN's MelGANGenerator as an upsampler is not supported." if "MelGAN" in str(c.upsample_net) else None,
-    )

@@ -15,11 +15,11 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from fastvoc.errors import ConfigError
 from fastvoc.layers.nonlinearity import nonlinearity
+from fastvoc.layers.padding import padding
 from fastvoc.layers.wavenet_residual_block import WaveNetStack
 
 LEAKY = {"negative_slope": 0.2}
 HALVED = {"kernel_size": 4, "stride": 2, "padding": 1, "count_include_pad": False}
-PADDINGS = {"ReflectionPad1d": nn.ReflectionPad1d, "ReplicationPad1d": nn.ReplicationPad1d, "ZeroPad1d": nn.ZeroPad1d}
 POOLINGS = {"AvgPool1d": nn.AvgPool1d, "MaxPool1d": nn.MaxPool1d}
 
 
@@ -122,14 +122,12 @@ class MelGANDiscriminator(nn.Module):
         super().__init__()
         if len(kernel_sizes) != 2 or not all(k % 2 for k in kernel_sizes):
             raise ConfigError(f"kernel_sizes must be two odd numbers, got {kernel_sizes}")
-        if pad not in PADDINGS:
-            raise ConfigError(f"pad: got {pad!r}, expected one of {sorted(PADDINGS)}")
         activation = lambda: nonlinearity(nonlinear_activation, nonlinear_activation_params)
         front = math.prod(kernel_sizes)
         self.layers = nn.ModuleList(
             [
                 nn.Sequential(
-                    PADDINGS[pad]((front - 1) // 2, **(pad_params or {})),
+                    padding(pad, (front // 2, front // 2), pad_params),
                     nn.Conv1d(in_channels, channels, front, bias=bias),
                     activation(),
                 )
