@@ -118,6 +118,7 @@ GRID = {
     "front 1 tanh, 1 layer": dict(front_activation="tanh", dilations=(5,), hidden=1, skip=1),
     "one Gaussian of three": dict(out=3, head="gaussian", mels=80),
     "no mel": dict(mels=0, residual=16, gate=32, skip=16, hidden=16),
+    "looks ahead": dict(kernel=2, dilations=(1, 8, 13, 16, 20), mels=3),
     "wide": dict(residual=64, gate=128, skip=100, hidden=65, mels=80, dilations=(1, 2, 4, 8)),
 }
 
@@ -365,6 +366,29 @@ def test_in_chunks(isa, upsampler):
             while stream.n_ready() and (stream.n_ready() >= chunk or stream.closed):
                 out.append(generate([stream], [min(chunk, stream.n_ready())])[0][0])
         assert torch.equal(torch.cat(out), whole), (piece, chunk)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_looking_ahead_changes_no_bit(isa, precision):
+    """Past taps are computed for several samples at once, as many as dilation and piece allow. Pieces of one sample
+    never look ahead; streams that start at other times have their rings elsewhere."""
+    weights = weights_of(kernel=3, dilations=(1, 2, 5, 8, 17, 40))
+    plan, n = CpuPlan(weights, precision), 100
+    cond, noise, _ = job_of(weights, 3, n)
+    whole, _ = plan.run(start(plan, 3), [n] * 3, cond, noise=noise)
+    states = start(plan, 3)
+    pieces, done = [[] for _ in states], [0] * 3
+    first = [0, 3, 11]  # when each stream joins
+    for t, step in enumerate([1, 1, 1, 2, 1, 5, 3, 16, 1, 7, 30, 4, 40, 60, 60]):
+        at = [i for i in range(3) if t >= first[i] and done[i] < n]
+        counts = [min(step, n - done[i]) for i in at]
+        cut = lambda x: [x[i][done[i] : done[i] + c] for i, c in zip(at, counts)]
+        out, _ = plan.run([states[i] for i in at], counts, cut(cond), noise=cut(noise))
+        for i, c, o in zip(at, counts, out):
+            done[i] += c
+            pieces[i].append(o)
+    assert done == [n] * 3
+    assert all(torch.equal(torch.cat(p), w) for p, w in zip(pieces, whole)) and torch.stack(whole).std() > 0.05
 
 
 def test_the_end_may_come_alone():

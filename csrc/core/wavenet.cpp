@@ -46,7 +46,7 @@ WaveNetPlan::WaveNetPlan(const Weights& w, int precision, int n_threads) : true_
 
   capacity_ = 4096;  // bounds the sum of all that follows
   const auto weights_of = [&](std::int64_t n, std::int64_t kk) { return aligned((padded_outputs(int(n))) * kk * net.element()); };
-  capacity_ += L * (weights_of(G, k * Rp) + weights_of(R, Hp) + aligned(G * 4) + aligned(padded_outputs(R) * 4));
+  capacity_ += L * (weights_of(G, (k - 1) * Rp) + weights_of(G, Rp) + weights_of(R, Hp) + aligned(G * 4) + aligned(padded_outputs(R) * 4));
   capacity_ += weights_of(w.skip, L * Hp) + weights_of(w.hidden, net.S_in) + weights_of(w.out, net.hidden_in);
   capacity_ += weights_of(L * G, net.C) + 4096;
   const std::int64_t front_rows = std::int64_t(w.front_kernel) * (w.n_classes ? w.n_classes : 1) + 1;
@@ -62,20 +62,25 @@ WaveNetPlan::WaveNetPlan(const Weights& w, int precision, int n_threads) : true_
   for (int l = 0; l < L; ++l) {
     WaveNetLayer& layer = layers_[l];
     layer.dilation = w.dilations[l];
-    std::vector<float> in(std::int64_t(G) * k * Rp, 0.f), res(std::int64_t(R) * Hp, 0.f), b_res(padded_outputs(R), 0.f);
+    const int past = (k - 1) * Rp;
+    std::vector<float> taps(std::int64_t(G) * past, 0.f), now(std::int64_t(G) * Rp, 0.f), res(std::int64_t(R) * Hp, 0.f), b_res(padded_outputs(R), 0.f);
     for (int half = 0; half < 2; ++half)
       for (int h = 0; h < H; ++h) {
         const std::int64_t row = std::int64_t(l) * 2 * H + half * H + h;
         b_in_[std::int64_t(l) * G + interleaved(half, h)] = w.b_in[row];
-        for (int r = 0; r < R; ++r)
-          for (int j = 0; j < k; ++j)
-            in[(std::int64_t(interleaved(half, h)) * k + j) * Rp + r] = w.in[(row * R + r) * k + j];
+        const std::int64_t to = interleaved(half, h);
+        for (int r = 0; r < R; ++r) {
+          const float* from = w.in + (row * R + r) * k;
+          for (int j = 0; j < k - 1; ++j) taps[to * past + j * Rp + r] = from[j];
+          now[to * Rp + r] = from[k - 1];
+        }
       }
     for (int r = 0; r < R; ++r) {
       b_res[r] = w.b_res[l * R + r];
       for (int h = 0; h < H; ++h) res[r * Hp + h] = w.res[(std::int64_t(l) * R + r) * H + h];
     }
-    layer.in = pack(in, G, k * Rp, width);
+    layer.past = pack(taps, G, past, width);
+    layer.now = pack(now, G, Rp, width);
     layer.res = pack(res, R, Hp, width);
     layer.b_in = b_in_.data() + std::int64_t(l) * G;
     layer.b_res = keep(b_res);

@@ -22,7 +22,7 @@ enum Activation { kNone = 0, kRelu = 1, kTanh = 2 };
 
 struct WaveNetLayer {
   int dilation;
-  Matrix in, res;           // (2·H, kernel·R), (R, H); the last layer's res is never used
+  Matrix past, now, res;    // (2·H, (kernel-1)·R), (2·H, R), (R, H); the last layer's res is never used
   const float *b_in, *b_res;
   std::int64_t ring;        // byte offset of this layer's past inputs in a stream's state
 };
@@ -110,7 +110,8 @@ class WaveNetPlan {
 // Where row `half`·H + h of the canonical gate stands among the interleaved ones.
 inline int interleaved(int half, int h) { return h / 16 * 32 + half * 16 + h % 16; }
 
-// How many steps of conditioning are projected at once: enough to read its weights seldom, few enough to stay in L1/L2.
+// How many steps the conditioning and the past taps are computed ahead: enough to read their weights seldom, few enough
+// to stay in L1/L2.
 inline int cond_steps(const WaveNet& net, int n_streams) {
   const int steps = 32768 / (net.gate_rows() * n_streams);
   return steps < 1 ? 1 : steps > 16 ? 16 : steps;

@@ -4,9 +4,12 @@
 //   - weights packed in the order in which they are read, products of one to a handful of columns (matvec.h);
 //   - streams share each weight that is read; what one stream computes does not depend on its company;
 //   - skips are kept as z of all layers and summed by one product at the end of a sample;
-//   - conditioning is projected a few samples at a time, for all layers at once, never for the whole utterance.
+//   - conditioning is projected a few samples at a time, for all layers at once, never for the whole utterance;
+//   - a layer's past taps are known as many samples ahead as its dilation: their products are made for several samples at
+//     once, so that their weights are read once for them, and one column is never what they are multiplied with.
 //
-// A team of threads shares the panels of each matrix and meets after each: a sample has 2·layers + 6 such points.
+// How far ahead is looked changes no bit: gate input = now + ((bias + conditioning) + past), each sum in its own fixed order.
+// A team of threads shares the panels of each matrix and meets after each: a sample has 2·layers + 7 such points.
 #include "core/parallel.h"
 #include "core/wavenet.h"
 #include "cpu/matvec.h"
@@ -32,14 +35,15 @@ inline void convert_row(const float* from, X* to, int n) {
 // Buffers of one group of M streams, carved from the caller's workspace. X is what products read: float or bf16.
 template <class X>
 struct Buffers {
-  X* in;        // (layers, M, kernel·R): each layer's inputs, oldest tap first
+  X* in;        // (layers, M, R): each layer's input
+  X* taps;      // (kMaxColumns, (kernel-1)·R): past inputs of one layer, oldest first; each thread has its own
   X* z;         // (M, layers·H)
   X* skip;      // (M, S_in)
   X* hidden;    // (M, hidden_in)
   X* mel;       // (steps·M, C)
   float* x;     // (M, R)
   float* y;     // (M, n_out and a vector)
-  float* cond;  // (steps, M, layers·2·H)
+  float* cond;  // (steps, M, layers·2·H): bias, conditioning and past taps
   float* scratch;
 
   static std::int64_t carve(const WaveNet& net, int M, char* base, Buffers* b) {
@@ -51,7 +55,7 @@ struct Buffers {
     };
     const std::int64_t x = sizeof(X), steps = cond_steps(net, M);
     Buffers c;
-    c.in = (X*)take(x * net.n_layers * M * net.kernel * net.R);
+    c.in = (X*)take(x * net.n_layers * M * net.R);
     c.z = (X*)take(x * M * net.n_layers * net.H);
     c.skip = (X*)take(x * M * net.S_in);
     c.hidden = (X*)take(x * M * net.hidden_in);
@@ -59,11 +63,21 @@ struct Buffers {
     c.x = (float*)take(4ll * M * net.R);
     c.y = (float*)take(4ll * M * (net.n_out + 64));
     c.cond = (float*)take(4 * steps * M * net.gate_rows());
-    std::int64_t widest = net.n_layers * net.H;
-    for (int k : {net.kernel * net.R, net.S_in, net.hidden_in, net.C}) widest = k > widest ? k : widest;
-    c.scratch = (float*)take(4 * kMaxColumns * widest);
+    c.taps = (X*)take(kMaxColumns * taps_bytes(net));
+    c.scratch = (float*)take(4 * kMaxColumns * widest(net));
     if (b) *b = c;
     return at;
+  }
+
+  // What each thread but the first brings along for itself.
+  static std::int64_t own_bytes(const WaveNet& net) { return kMaxColumns * (taps_bytes(net) + 4 * widest(net)); }
+
+ private:
+  static std::int64_t taps_bytes(const WaveNet& net) { return std::int64_t(net.kernel - 1) * net.R * sizeof(X); }
+  static std::int64_t widest(const WaveNet& net) {
+    std::int64_t widest = net.n_layers * net.H;
+    for (int k : {(net.kernel - 1) * net.R, net.R, net.S_in, net.hidden_in, net.C}) widest = k > widest ? k : widest;
+    return widest;
   }
 };
 
@@ -73,13 +87,11 @@ class Generator {
   Generator(const WaveNet& net, const WaveNetJob& job, int thread, int n_threads, Barrier& barrier, char* scratches)
       : net_(net), job_(job), thread_(thread), n_threads_(n_threads), barrier_(barrier), capacity_(job.n_streams) {
     const std::int64_t shared = Buffers<X>::carve(net, capacity_, job.workspace, &b_);
-    if (thread > 0) b_.scratch = (float*)(scratches + shared) + std::int64_t(thread - 1) * scratch_floats(net);
-  }
-
-  static std::int64_t scratch_floats(const WaveNet& net) {
-    std::int64_t widest = net.n_layers * net.H;
-    for (int k : {net.kernel * net.R, net.S_in, net.hidden_in, net.C}) widest = k > widest ? k : widest;
-    return kMaxColumns * widest;
+    if (thread > 0) {
+      char* own = scratches + shared + std::int64_t(thread - 1) * Buffers<X>::own_bytes(net);
+      b_.taps = (X*)own;
+      b_.scratch = (float*)(own + kMaxColumns * std::int64_t(net.kernel - 1) * net.R * sizeof(X));
+    }
   }
 
   void run() {
@@ -95,6 +107,7 @@ class Generator {
         steps_ready = condition(t);
         row = 0;
       }
+      look_ahead(row, steps_ready);
       sample(t, row);
     }
   }
@@ -160,17 +173,56 @@ class Generator {
     return steps;
   }
 
+  // Adds the past taps of layers whose turn it is to b_.cond, for samples row … of the steps that are ready: as many as the
+  // dilation allows, a power of two, so that turns stay regular.
+  void look_ahead(int row, int steps) {
+    const int ld = (net_.kernel - 1) * net_.R;
+    for (int l = 0; l < net_.n_layers; ++l) {
+      const WaveNetLayer& layer = net_.layers[l];
+      int span = 1;
+      while (span < 16 && span * 2 <= layer.dilation) span *= 2;
+      if (row % span) continue;
+      const int n = (steps - row < span ? steps - row : span) * M_;
+      const int panels = (layer.past.N + layer.past.width - 1) / layer.past.width;
+      for (int r = 0; r < n; r += kMaxColumns) {
+        const int columns = n - r < kMaxColumns ? n - r : kMaxColumns;
+        for (int i = 0; i < columns; ++i) recall_taps(layer, l, (r + i) % M_, (r + i) / M_, b_.taps + i * ld);
+        float* to = b_.cond + (std::int64_t(row) * M_ + r) * net_.gate_rows() + std::int64_t(l) * 2 * net_.H;
+        product(layer.past, b_.taps, ld, columns, panels * thread_ / n_threads_, panels * (thread_ + 1) / n_threads_,
+                b_.scratch, [&](int n0, int width, const float* sums) {
+                  for (int i = 0; i < columns; ++i) {
+                    float* c = to + std::int64_t(i) * net_.gate_rows() + n0;
+                    for (int v = 0; v < width; v += kLanes) store(c + v, load(c + v) + load(sums + i * kMaxPanel + v));
+                  }
+                });
+      }
+    }
+  }
+
+  // Layer l's past inputs of the sample that comes `ahead` samples after the next one of stream m, oldest first.
+  void recall_taps(const WaveNetLayer& layer, int l, int m, int ahead, X* to) {
+    const char* state = (const char*)job_.streams[m];
+    const int R = net_.R, taps = net_.kernel - 1, size = taps * layer.dilation;
+    const X* ring = (const X*)(state + layer.ring);
+    const int position = ((const std::int32_t*)(state + net_.positions))[l] + ahead;
+    for (int j = 0; j < taps; ++j) {  // tap j lies (taps - j)·d samples back; slot `position` is the oldest
+      int slot = position + j * layer.dilation;
+      if (slot >= size) slot -= size;
+      std::memcpy((void*)(to + j * R), ring + std::int64_t(slot) * R, R * sizeof(X));
+    }
+  }
+
   void sample(int t, int row) {
-    const int L = net_.n_layers, R = net_.R, H = net_.H, K = net_.kernel * R;
+    const int L = net_.n_layers, R = net_.R, H = net_.H;
     if (thread_ == 0) {
       for (int m = 0; m < M_; ++m) recall(m);
     }
     barrier_.wait();
     for (int l = 0; l < L; ++l) {
       const WaveNetLayer& layer = net_.layers[l];
-      const X* in = b_.in + std::int64_t(l) * capacity_ * K;
+      const X* in = b_.in + std::int64_t(l) * capacity_ * R;
       const float* cond = b_.cond + std::int64_t(row) * M_ * net_.gate_rows() + std::int64_t(l) * 2 * H;
-      share(layer.in, in, K, [&](int m0, int columns, int n0, int n, const float* sums) {
+      share(layer.now, in, R, [&](int m0, int columns, int n0, int n, const float* sums) {
         for (int m = 0; m < columns; ++m) {
           const float *a = sums + m * kMaxPanel, *c = cond + std::int64_t(m0 + m) * net_.gate_rows() + n0;
           alignas(64) float z[kMaxPanel / 2];
@@ -181,14 +233,14 @@ class Generator {
         }
       });
       if (l == L - 1) break;
-      X* next = b_.in + std::int64_t(l + 1) * capacity_ * K + (net_.kernel - 1) * R;
+      X* next = b_.in + std::int64_t(l + 1) * capacity_ * R;
       const vfloat rho = splat(net_.rho);
       share(layer.res, b_.z + l * H, L * H, [&](int m0, int columns, int n0, int n, const float* sums) {
         for (int m = 0; m < columns; ++m) {
           float* x = b_.x + std::int64_t(m0 + m) * R + n0;
           for (int v = 0; v < n; v += kLanes)
             store(x + v, (load(x + v) + (load(sums + m * kMaxPanel + v) + load(layer.b_res + n0 + v))) * rho);
-          convert(x, next + std::int64_t(m0 + m) * K + n0, n);
+          convert(x, next + std::int64_t(m0 + m) * R + n0, n);
         }
       });
     }
@@ -217,10 +269,10 @@ class Generator {
     barrier_.wait();
   }
 
-  // Before the layers: the first layer's input from the last samples, every layer's past taps from its ring.
+  // Before the layers: the first layer's input from the last samples.
   void recall(int m) {
     char* state = (char*)job_.streams[m];
-    const int R = net_.R, K = net_.kernel * R, taps = net_.kernel - 1;
+    const int R = net_.R;
     const float* history = (const float*)(state + net_.history);
     float* x = b_.x + std::int64_t(m) * R;
     std::memcpy(x, net_.b_front, R * 4);
@@ -235,26 +287,14 @@ class Generator {
         const vfloat s = load(x + v);
         store(x + v, net_.front_activation == kRelu ? (s < 0.f ? vfloat{} : s) : tanh(s));
       }
-    convert(x, b_.in + std::int64_t(m) * K + taps * R, R);
-    const std::int32_t* positions = (const std::int32_t*)(state + net_.positions);
-    for (int l = 0; l < net_.n_layers; ++l) {
-      const WaveNetLayer& layer = net_.layers[l];
-      const X* ring = (const X*)(state + layer.ring);
-      X* in = b_.in + (std::int64_t(l) * capacity_ + m) * K;
-      const int size = taps * layer.dilation;
-      for (int j = 0; j < taps; ++j) {  // tap j lies (taps - j)·d samples back; slot `position` is the oldest
-        int slot = positions[l] + j * layer.dilation;
-        if (slot >= size) slot -= size;
-        std::memcpy((void*)(in + j * R), ring + std::int64_t(slot) * R, R * sizeof(X));
-      }
-    }
+    convert(x, b_.in + std::int64_t(m) * R, R);
   }
 
   // After them: draws the sample, and remembers it and every layer's input.
   void finish(int m, int t, float* y) {
     char* state = (char*)job_.streams[m];
     WaveNetStream& stream = *job_.streams[m];
-    const int R = net_.R, K = net_.kernel * R, taps = net_.kernel - 1;
+    const int R = net_.R, taps = net_.kernel - 1;
     if (job_.parameters) std::memcpy(job_.parameters[m] + std::int64_t(t) * net_.n_out, y, net_.n_out * 4);
     float own[kMaxDraws];
     const float* draws = own;
@@ -270,7 +310,7 @@ class Generator {
     for (int l = 0; l < net_.n_layers; ++l) {
       const WaveNetLayer& layer = net_.layers[l];
       X* slot = (X*)(state + layer.ring) + std::int64_t(positions[l]) * R;
-      std::memcpy((void*)slot, b_.in + (std::int64_t(l) * capacity_ + m) * K + taps * R, R * sizeof(X));
+      std::memcpy((void*)slot, b_.in + (std::int64_t(l) * capacity_ + m) * R, R * sizeof(X));
       if (++positions[l] == taps * layer.dilation) positions[l] = 0;
     }
     ++stream.n_done;
@@ -291,7 +331,8 @@ class Generator {
 std::int64_t wavenet_workspace(const WaveNet& net, int n_streams, int n_threads) {
   const std::int64_t shared = net.precision == kBFloat16 ? Buffers<bf16>::carve(net, n_streams, nullptr, nullptr)
                                                          : Buffers<float>::carve(net, n_streams, nullptr, nullptr);
-  return shared + (n_threads - 1) * 4 * Generator<float>::scratch_floats(net) + 64;
+  const std::int64_t own = net.precision == kBFloat16 ? Buffers<bf16>::own_bytes(net) : Buffers<float>::own_bytes(net);
+  return shared + (n_threads - 1) * own + 64;
 }
 
 // One member of the team that runs a job; all members must run at the same time.

@@ -159,6 +159,8 @@ class CpuPlan:
         """
         order = sorted(range(len(states)), key=lambda i: -n_samples[i])  # the kernel drops streams from the end
         n_streams = len(states)
+        if not n_streams:
+            return [], [] if parameters else None
         out = [torch.empty(n) for n in n_samples]
         given = [torch.empty(n, self.n_out) for n in n_samples] if parameters else None
         keep = []  # converted tensors must outlive the call
