@@ -21,6 +21,7 @@ from pathlib import Path
 
 import torch
 from torch.func import functional_call
+from torch.utils._pytree import tree_map
 
 from fastvoc._atomic import atomic_path
 from fastvoc.errors import ConfigError, CorruptCheckpointError
@@ -49,6 +50,7 @@ OPTIONS = (
 )  # fmt: skip
 STATE = ("networks", "average", "optimizers", "step", "statistics")
 OPTIMIZERS = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW, "RAdam": torch.optim.RAdam}
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16}  # of the networks; weights, sums of gradients and losses are fp32
 REPORT_EVERY = 100
 VALIDATION_BATCHES = 8
 
@@ -66,6 +68,17 @@ def fixed(network: torch.nn.Module, weights: dict | None = None):
     return lambda *args: functional_call(network, constants, args)
 
 
+def in_precision(network, dtype: torch.dtype, device: torch.device):
+    """The network under autocast. What it returns is float32 again, so the losses are not rounded."""
+
+    def call(*args):
+        with torch.autocast(device.type, dtype):
+            outputs = network(*args)
+        return tree_map(lambda t: t.float() if isinstance(t, torch.Tensor) and t.is_floating_point() else t, outputs)
+
+    return call
+
+
 class Trainer:
     """Trainer(recipe, data, out).train(). Under torchrun the batch is shared by its processes (processes.py)."""
 
@@ -76,6 +89,9 @@ class Trainer:
         missing = [name for name in OPTIONS if name not in self.options]
         if missing:
             raise ConfigError(f"the recipe's training section lacks {missing}")
+        if self.options.get("precision", "fp32") not in PRECISIONS:
+            raise ConfigError(f"precision: got {self.options['precision']!r}, expected one of {sorted(PRECISIONS)}")
+        self.dtype = PRECISIONS[self.options.get("precision", "fp32")]
         self.task = TASKS[recipe["family"]](recipe)
         self.device = processes.local_device(device)
         self.rank, n_processes = processes.join(self.device)
@@ -144,6 +160,8 @@ class Trainer:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(self.step - options.get("start", 0), options)
             networks = {n: self.networks[n] if n == name else fixed(module) for n, module in self.modules.items()}
+            if self.dtype is not None:
+                networks = {n: in_precision(network, self.dtype, self.device) for n, network in networks.items()}
             draws = self._draws(self.options["seed"], self.step, self.rows)  # the same ones for every network
             optimizer.zero_grad()
             losses = self.task.losses(name, networks, waves, mels, draws, self.step)
