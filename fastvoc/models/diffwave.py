@@ -116,6 +116,7 @@ class DiffWave(Sampling, Vocoder):
 
     Config = DiffWaveConfig
     family = "diffwave"
+    without_weight_norm = ("output_projection",)
 
     def __init__(self, config: DiffWaveConfig | None = None, **kwargs):
         super().__init__()

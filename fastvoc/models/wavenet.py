@@ -119,6 +119,7 @@ class WaveNet(Generation, Vocoder):
 
     Config = WaveNetConfig
     family = "wavenet"
+    without_weight_norm = ("upsample_net.conv_in",)
 
     def __init__(self, *args, **kwargs):
         super().__init__()
