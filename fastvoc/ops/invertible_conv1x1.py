@@ -177,11 +177,12 @@ def inverse(weight: Tensor) -> Tensor:
     exact = weight.double()
     inverted, failed = torch.linalg.inv_ex(exact)
     condition = exact.norm() * inverted.norm()
-    if failed or not condition < 1 / torch.finfo(weight.dtype).eps:  # NaN is not less either
+    limit = 1 / torch.finfo(torch.float64 if weight.dtype == torch.float64 else torch.float32).eps
+    if failed or not condition < limit:  # NaN is not less either
         shown = "infinite" if failed or not condition.isfinite() else f"{float(condition):.3g}"
         raise ConfigError(
             f"invertible_conv1x1: the {weight.shape[0]} × {weight.shape[0]} matrix is singular: its condition number is "
-            f"{shown}, {weight.dtype} can invert up to {1 / torch.finfo(weight.dtype).eps:.1g}.",
+            f"{shown}, at most {limit:.1g} can be inverted.",
             hint="An invertible 1×1 convolution starts as an orthogonal matrix; training has broken it down.",
         )
     return inverted.to(weight.dtype)
