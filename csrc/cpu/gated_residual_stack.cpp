@@ -270,7 +270,8 @@ class Run {
 
   void write_z(std::int64_t row, int column, vfloat tanh_sum, vfloat sigmoid_sum) {
     const float* bias = biases_.in + column;
-    write(b_.z + row * s_.z_width + column / 2, gate(tanh_sum + load(bias), sigmoid_sum + load(bias + kLanes)));
+    const vfloat a = tanh_sum + load(bias), b = sigmoid_sum + load(bias + kLanes);
+    write(b_.z + row * s_.z_width + column / 2, kHalf ? gate_bf16(a, b) : gate(a, b));
   }
 
   // The next x and the skip sum of a tile.
