@@ -18,6 +18,7 @@ from fastvoc.checkpoints.families import nearest
 from fastvoc.checkpoints.unpickle import PickledModule
 from fastvoc.errors import (
     CheckpointError,
+    ConfigError,
     CorruptCheckpointError,
     FastvocError,
     IncompatibleCheckpointError,
@@ -213,3 +214,58 @@ def test_nothing_else_unpickles():
         text = source.read_text()
         assert not dangerous.search(text), source
         assert text.count("torch.load(") == text.count("weights_only=True"), source
+
+
+# ---- configs -------------------------------------------------------------------------------------------------------
+
+BAD_VALUES = [10**9, -1, 0, "x", None, [], [1], {}, 1.5, True, [10**9] * 3, 1e300, [[1]], [1] * 100_000]
+
+
+@pytest.mark.parametrize("file", [
+    "wavenet-r9y9-a/checkpoint_step001000000_ema.pth", "waveglow-a/waveglow_tiny_legacy.pt", "diffwave-philsyn-a/1000000.pkl",
+    "pwg-a/checkpoint-400000steps.pkl", "clarinet-a/student_checkpoint_step000210000_ema.pth",
+])  # fmt: skip
+def test_every_value_of_a_config_is_checked(tmp_path, file):
+    """Before memory is taken for it: a model, or an error of ours, whatever one value is."""
+    pytest.importorskip("yaml")
+    pytest.importorskip("h5py")
+    options = {name: (DATA / file).parent / value for name, value in FILES[file][1].items()}
+    model = fastvoc.load(DATA / file, **options)
+    model.save_pretrained(tmp_path)
+    assert fastvoc.load(tmp_path).config == model.config
+    values, refused = json.loads((tmp_path / "config.json").read_text()), 0
+    names = [name for name in values if name != "family"]
+    for i, name in enumerate(names):
+        for bad in BAD_VALUES[i % 2 :: 2]:
+            (tmp_path / "config.json").write_text(json.dumps({**values, name: bad}))
+            try:
+                fastvoc.load(tmp_path)
+            except (ConfigError, CheckpointError) as fault:
+                refused += name in str(fault) or isinstance(fault, IncompatibleCheckpointError)
+    assert refused > 3 * len(names)
+
+
+@pytest.mark.parametrize("changes, words", [
+    ({"residual_channels": "24"}, "config.json: residual_channels must be int, got '24'"),
+    ({"dilations": [1, 2, "4"]}, r"dilations must be list\[int\] \| None, got \[1, 2, '4'\]"),
+    ({"residual_channels": 10**9}, "residual_channels must be at most 67108864"),
+    ({"upsample_params": {"upsample_scales": [4, 10**12]}}, r"upsample_params.upsample_scales\[1\] must be at most"),
+    ({"layers": 5000}, "layers must be at most 4096"),
+    ({"gate_channels": 40_000_000}, "the config makes it"),  # 50 GB, of which none is taken
+    ({"cin_pad": -3}, "its values make no model"),
+])  # fmt: skip
+def test_config_values_are_named(tmp_path, changes, words):
+    fastvoc.load(DATA / "wavenet-r9y9-a").save_pretrained(tmp_path)
+    values = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**values, **changes}))
+    with pytest.raises((ConfigError, IncompatibleCheckpointError), match=words):
+        fastvoc.load(tmp_path)
+
+
+@pytest.mark.parametrize("name, value", [("gain", 0), ("gain", "x"), ("preemphasis", [1]), ("highpass", None), ("a", 1)])
+def test_preprocessing_values(folder, name, value):
+    fastvoc.load(DATA / "wavenet-r9y9-a").save_pretrained(folder)
+    path = folder / "preprocessor_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), name: value}))
+    with pytest.raises(ConfigError):
+        fastvoc.load(folder)

@@ -92,15 +92,16 @@ def test_truncated(tmp_path, r9y9, name, kept):
         read_statistics(path, 80 if path.suffix == ".joblib" else 7)
 
 
-def test_unknown_kind_and_size(tmp_path):
+def test_unknown_kind_and_size(tmp_path, monkeypatch):
+    monkeypatch.setattr("fastvoc.checkpoints.statistics.MAX_BYTES", 1 << 20)
     (tmp_path / "stats.txt").write_text("1 2")
     with pytest.raises(ConfigError, match=r"\.npy, \.h5"):
         read_statistics(tmp_path / "stats.txt", 2)
     with open(tmp_path / "stats.npy", "wb") as file:
-        file.truncate(1 << 30)
+        file.truncate(1 << 21)
     with pytest.raises(ResourceLimitError):
         read_statistics(tmp_path / "stats.npy", 2)
-    (tmp_path / "x.joblib").write_bytes(zlib.compress(bytes(100 << 20)))
+    (tmp_path / "x.joblib").write_bytes(zlib.compress(bytes(3 << 20)))
     with pytest.raises(ResourceLimitError, match="unpack"):
         read_statistics(tmp_path / "x.joblib", 2)
 

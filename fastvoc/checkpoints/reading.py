@@ -13,7 +13,7 @@ import logging
 import math
 import stat
 import zipfile
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 import torch
 from torch import Tensor
@@ -49,6 +49,7 @@ def read_file(path):
 
     Raises CorruptCheckpointError, UnsafeCheckpointError, IncompatibleCheckpointError, ResourceLimitError, OSError.
     """
+    path = Path(path)
     size = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(512)

@@ -21,8 +21,7 @@ class Invertible1x1Conv(nn.Module):
             raise ConfigError(f"Invertible1x1Conv: c must be at least 1, got {c}")
         self.conv = nn.Conv1d(c, c, 1, bias=False)
         rotation = torch.linalg.qr(torch.randn(c, c))[0]
-        if torch.linalg.det(rotation) < 0:
-            rotation[:, 0] *= -1
+        rotation[:, 0] *= torch.linalg.det(rotation).sign()  # without a look at it: a config is tried on the meta device
         with torch.no_grad():
             self.conv.weight.copy_(rotation[:, :, None])
         self._inverse = None

@@ -11,6 +11,7 @@ from fastvoc.audio.highpass import highpass
 from fastvoc.audio.mel import MelConfig, mel_spectrogram
 from fastvoc.audio.preemphasis import inv_preemphasis, preemphasis
 from fastvoc.errors import ConfigError
+from fastvoc.models.config_values import check_values
 
 
 @dataclass(frozen=True)
@@ -61,4 +62,7 @@ class Preprocessing:
                 raise ConfigError(f"preprocessor_config.json: unknown key {key!r}; known are {known}")
         if "mel" not in values:
             raise ConfigError("preprocessor_config.json: the key 'mel' is missing")
+        check_values(cls, values, "preprocessor_config.json")
+        if values.get("gain") == 0:
+            raise ConfigError("preprocessor_config.json: gain must not be 0, which nothing undoes")
         return cls(**{**values, "mel": MelConfig.from_dict(values["mel"])})

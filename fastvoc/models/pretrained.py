@@ -12,9 +12,11 @@ from fastvoc.errors import (
     CheckpointError,
     ConfigError,
     CorruptCheckpointError,
+    FastvocError,
     IncompatibleCheckpointError,
     ResourceLimitError,
 )
+from fastvoc.models.config_values import check_values
 from fastvoc.models.preprocessing import Preprocessing
 
 FORMAT_VERSION = 1
@@ -56,9 +58,19 @@ def from_pretrained(cls, folder):
             f"{folder} is no model folder: it has no config.json",
             hint="Expected config.json, model.safetensors and preprocessor_config.json.",
         )
-    config = config_from_dict(cls.Config, read_json(folder / "config.json"), folder / "config.json")
+    source, weights = folder / "config.json", folder / "model.safetensors"
+    config = config_from_dict(cls.Config, read_json(source), source)
+    tensors = read_safetensors(weights)
+    try:
+        with torch.device("meta"):  # which takes no memory, however large the config's numbers are
+            skeleton = cls(config)
+    except (TypeError, ValueError, RuntimeError, ArithmeticError) as fault:
+        if isinstance(fault, FastvocError):
+            raise
+        raise ConfigError(f"{source}: its values make no model: {str(fault).partition(chr(10))[0]}") from None
+    check_shapes(skeleton, tensors, weights)
     model = cls(config)
-    load_weights(model, read_safetensors(folder / "model.safetensors"), folder / "model.safetensors")
+    load_weights(model, tensors, weights)
     if (folder / "preprocessor_config.json").is_file():
         model.preprocessing = Preprocessing.from_dict(read_json(folder / "preprocessor_config.json"))
     return model.eval()
@@ -66,6 +78,14 @@ def from_pretrained(cls, folder):
 
 def load_weights(model, tensors: dict[str, torch.Tensor], source) -> None:
     """load_state_dict with an error that says what does not fit."""
+    check_shapes(model, tensors, source)
+    for name, value in tensors.items():
+        if not torch.isfinite(value).all():
+            raise CheckpointError(f"{source}: {name} holds NaN or infinity")
+    model.load_state_dict({k: v.float() for k, v in tensors.items()})
+
+
+def check_shapes(model, tensors: dict[str, torch.Tensor], source) -> None:
     expected = model.state_dict()
     check_names(tensors, expected, source)
     for name, value in expected.items():
@@ -73,9 +93,6 @@ def load_weights(model, tensors: dict[str, torch.Tensor], source) -> None:
             raise IncompatibleCheckpointError(
                 f"{source}: {name} is {tuple(tensors[name].shape)}, the config makes it {tuple(value.shape)}"
             )
-        if not torch.isfinite(tensors[name]).all():
-            raise CheckpointError(f"{source}: {name} holds NaN or infinity")
-    model.load_state_dict({k: v.float() for k, v in tensors.items()})
 
 
 def check_names(given, expected, source, fits: str = "its config") -> None:
@@ -127,6 +144,7 @@ def config_from_dict(cls, values: dict, source):
             raise ConfigError(
                 f"{source}: unknown key {key!r}", hint=f"Did you mean {near[0]!r}?" if near else f"Known are {known}."
             )
+    check_values(cls, values, source)
     try:
         return cls(**values)
     except TypeError as fault:
