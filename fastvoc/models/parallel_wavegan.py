@@ -105,6 +105,8 @@ class ParallelWaveGAN(Vocoder):
         self.last_conv_layers = nn.ModuleList(
             [nn.ReLU(), nn.Conv1d(c.skip_channels, c.skip_channels, 1), nn.ReLU(), nn.Conv1d(c.skip_channels, c.out_channels, 1)]
         )
+        # Upstream puts weight norm on Conv1d and Conv2d alone
+        self.without_weight_norm = tuple(n for n, m in self.named_modules() if isinstance(m, nn.ConvTranspose1d))
         self.register_buffer("mean", torch.zeros(self.n_mels))
         self.register_buffer("scale", torch.ones(self.n_mels))
         self._initialise()
