@@ -6,6 +6,8 @@ With more than MAX_FUSED half-gate channels the gate's tile no longer fits besid
 through memory, to a second kernel that is a plain matrix product with the residual and the skip in its epilogue.
 
 Offsets are a 64-bit tile base plus 32-bit offsets inside the tile. A tile never crosses from one sequence to the next.
+Channels are constants of a model and of the machine code. Lengths and dilations are not, and Triton is told not to
+compile anew for those that are 1 or divisible by 16: rows are aligned by their channels alone.
 """
 
 import torch
@@ -116,7 +118,7 @@ def store_skip(
     tl.store(at, out, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T", "dilation", "left", "step_stride"])
 def layer_kernel(
     x_ptr, w_in_ptr, b_in_ptr, w_out_ptr, b_out_ptr, cond_ptr, w_cond_ptr, step_ptr, x_out_ptr, skip_ptr, a_ptr,
     T, dilation, left, rho, step_stride,
@@ -149,7 +151,7 @@ def layer_kernel(
         store_skip(out, b_out_ptr, skip_ptr, t0, row, o, T, R, S, ADD_SKIP, BLOCK_T)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T", "dilation", "left", "step_stride"])
 def gate_kernel(
     x_ptr, w_in_ptr, b_in_ptr, cond_ptr, w_cond_ptr, step_ptr, z_ptr, a_ptr, T, dilation, left, step_stride,
     R: tl.constexpr, H: tl.constexpr, C: tl.constexpr, KERNEL: tl.constexpr, COND: tl.constexpr, HAS_STEP: tl.constexpr,
@@ -167,7 +169,7 @@ def gate_kernel(
     tl.store(z_ptr + row * H + (i[:, None] * H + h[None, :]), z, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T", "step_stride"])
 def out_kernel(
     x_ptr, z_ptr, w_out_ptr, b_out_ptr, step_ptr, x_out_ptr, skip_ptr, T, rho, step_stride,
     R: tl.constexpr, H: tl.constexpr, S: tl.constexpr, STEP_IN_RESIDUAL: tl.constexpr, KEEP_X: tl.constexpr,

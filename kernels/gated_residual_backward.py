@@ -38,7 +38,7 @@ def times_rows(
     return acc
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])
 def gate_gradient_kernel(
     dx_out_ptr, dskip_ptr, a_ptr, w_out_ptr, da_ptr, z_ptr, T, rho,
     R: tl.constexpr, H: tl.constexpr, S: tl.constexpr, PRECISION: tl.constexpr,
@@ -61,7 +61,7 @@ def gate_gradient_kernel(
     tl.store(z_ptr + row * H + (i[:, None] * H + h[None, :]), z, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T", "dilation", "left"])
 def input_gradient_kernel(
     da_ptr, w_in_ptr, dx_out_ptr, dx_ptr, T, dilation, left, rho,
     R: tl.constexpr, G: tl.constexpr, KERNEL: tl.constexpr, PRECISION: tl.constexpr,
@@ -86,7 +86,7 @@ def input_gradient_kernel(
     tl.store(dx_ptr + at, dx, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_tiles", "tiles_each", "T", "dilation", "left", "step_stride"])
 def weight_gradient_kernel(
     dy_ptr, x_ptr, step_ptr, dw_ptr, db_ptr, n_tiles, tiles_each, T, dilation, left, step_stride,
     M: tl.constexpr, N: tl.constexpr, HAS_STEP: tl.constexpr, PRECISION: tl.constexpr,
@@ -166,9 +166,11 @@ def gated_residual_backward_triton(dx_out, dskip, x, a, w_in, w_out, step, dilat
         )  # fmt: skip
         dw_in, db_in = weight_gradient(da, x, step, k, dilation, left, precision)
         dw_res, db_res = weight_gradient(dx_out, z, None, 1, 1, 0, precision)
-        dw_skip, db_skip = weight_gradient(dskip, z, None, 1, 1, 0, precision)
-    dw_out = torch.cat([dw_res[0] * rho, dw_skip[0]])
-    db_out = torch.cat([db_res * rho, db_skip])
+        if S:
+            dw_skip, db_skip = weight_gradient(dskip, z, None, 1, 1, 0, precision)
+    dw_out, db_out = dw_res[0] * rho, db_res * rho
+    if S:
+        dw_out, db_out = torch.cat([dw_out, dw_skip[0]]), torch.cat([db_out, db_skip])
     dstep = _step_gradient(da, w_in, dilation, left)
     if step_in_residual:
         dstep += rho * dx_out.sum(1, dtype=torch.float64)

@@ -21,15 +21,13 @@ from pathlib import Path
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
 
 import fastvoc.ops  # noqa: F401  (registers every operator)
 from fastvoc._op import OPS
 from fastvoc.kernels import launch
 
 ARCHITECTURES = 80, 90, 100, 120
-PRECISIONS = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-POINTERS = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"}
+PRECISIONS = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 MOST_SHARED = 99 * 1024  # bytes that a block may have on every one of them; 12.0 has the least
 TABLE = Path(__file__).parent / "data" / "triton_resources.csv"
 KEY = "kernel", "precision", "configuration", "architecture"
@@ -99,25 +97,29 @@ def noting(note):
         torch.set_float32_matmul_precision(before[2])
 
 
+class AbsentDriver:
+    """What Triton's just-in-time compiler asks of a GPU's driver before it launches anything."""
+
+    def __init__(self, architecture: int):
+        self.architecture = architecture
+
+    def get_current_device(self) -> int:
+        return self.architecture  # each has its own cache of compiled kernels
+
+    def get_current_stream(self, device) -> int:
+        return 0
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", self.architecture, 32)
+
+
 def compiled(job: Job):
-    constants = {**job.constants, **job.configuration}
-    options = {name: constants.pop(name) for name in ("num_warps", "num_stages")}
-    signature, constexprs, attributes = {}, {}, {}
-    for i, name in enumerate(job.kernel.arg_names):
-        value = job.args[i] if i < len(job.args) else constants[name]
-        if i >= len(job.args) or value is None:
-            signature[name], constexprs[name] = "constexpr", value
-        elif isinstance(value, torch.Tensor):
-            signature[name], attributes[i,] = POINTERS[value.dtype], [["tt.divisibility", 16]]
-        elif isinstance(value, int):
-            signature[name] = "i32"
-            if value % 16 == 0:
-                attributes[i,] = [["tt.divisibility", 16]]
-        else:
-            signature[name] = "fp32"
-    source = ASTSource(job.kernel, signature, constexprs, attributes)
-    target = GPUTarget("cuda", job.architecture, 32)
-    return triton.compile(source, target=target, options={**options, "enable_fp_fusion": True})
+    """By the way of a real launch: signature, specialisation and options are Triton's own doing."""
+    triton.runtime.driver.set_active(AbsentDriver(job.architecture))
+    try:
+        return job.kernel.warmup(*job.args, grid=(1,), **job.constants, **job.configuration, enable_fp_fusion=True)
+    finally:
+        triton.runtime.driver.set_active(None)  # the real one, where there is one, when it is next wanted
 
 
 def resources(binary) -> tuple[int, int, int]:
@@ -158,9 +160,10 @@ def _used_by_number(n: int) -> dict[str, int]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--write", action="store_true", help="write the table anew")
+    parser.add_argument("--precisions", default=",".join(PRECISIONS))
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     arguments = parser.parse_args()
-    everything = jobs()
+    everything = jobs(arguments.precisions.split(","))
     rows, bad = {}, 0
     # Forked, so that the launches that were noted need not be sent
     with multiprocessing.get_context("fork").Pool(arguments.processes) as pool:

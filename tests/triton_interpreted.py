@@ -92,6 +92,9 @@ def check(op, args, fn=None, times=2):
         ours = outputs((fn or op)(*args))
     largest = max(float(a.abs().max()) for a in tensors(args) if a.numel())
     for y, reference, exact in zip(ours, theirs, exacts, strict=True):
+        if not exact.numel():
+            assert y.shape == exact.shape  # the skip of a stack without skips
+            continue
         assert y.dtype == reference.dtype and y.shape == exact.shape and y.isfinite().all()
         # A tap that reaches beyond a short signal has a gradient of zeros
         assert (y != 0).float().mean() >= min(0.5, (exact != 0).float().mean()) > 0 and (y.numel() == 1 or y.std() > 0)
@@ -176,12 +179,7 @@ def test_any_channels(channels, in_residual):
     case = 1, 20, *channels, 3, 2, False, True, True
     for op in gated_residual_fwd, gated_residual_bwd:
         *args, _ = op.make_args(case, torch.float32, "cpu")
-        if channels[2]:
-            check(op, [*args, in_residual])
-        elif op is gated_residual_fwd:
-            with fastvoc.backend("triton"):
-                y, skip, _ = op(*args, in_residual)
-            assert torch.allclose(y, op.reference(*args, in_residual)[0], atol=1e-5) and skip.shape == (1, 20, 0)
+        check(op, [*args, in_residual], times=3)
 
 
 def test_empty():
