@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import torch
 from fastvoc.kernels.gated_residual import MAX_FUSED, gated_residual_launch, pack_taps
-from fastvoc.kernels.launch import INTERPRETED
+from fastvoc.kernels.launch import accept
 from torch import Tensor
 
 from fastvoc._op import Unsupported
@@ -29,12 +29,9 @@ class TritonPlan:
 
     def __init__(self, weights: StackWeights, precision: str = "fp32", threads: int | None = None):
         w = weights
-        if not (w.w_in.is_cuda or INTERPRETED):
-            raise Unsupported("the Triton kernels run on GPU tensors only")
+        accept(w.w_in)
         if precision not in DTYPES:
             raise Unsupported(f"precision {precision!r}; the Triton plan has {list(DTYPES)}")
-        if w.w_in.dtype == torch.float64:
-            raise Unsupported("float64 weights")
         self.weights, self.precision, self.dtype = w, precision, DTYPES[precision]
         lower = lambda t: t.detach().to(self.dtype).contiguous()
         self.layers = [

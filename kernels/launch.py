@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import cache
 
 import torch
 import triton
@@ -23,7 +24,14 @@ def accept(*tensors: Tensor | None, contiguous: bool = True) -> list[Tensor | No
             raise Unsupported("the Triton kernels run on GPU tensors only")
         if x.dtype not in DTYPES:
             raise Unsupported(f"{x.dtype}: the Triton kernels know {', '.join(str(d)[6:] for d in DTYPES)}")
+        if x.is_cuda and _too_old(x.get_device()):
+            raise Unsupported(f"{x.device} is older than compute capability 8.0, the oldest the kernels are compiled for")
     return [x.contiguous() if contiguous and x is not None else x for x in tensors]
+
+
+@cache
+def _too_old(device: int) -> bool:
+    return torch.version.hip is None and torch.cuda.get_device_capability(device) < (8, 0)
 
 
 def on_device_of(x: Tensor):
