@@ -181,7 +181,7 @@ if __name__ == "__main__":
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(KEY + USED)
             writer.writerows([*key, *used.values()] for key, used in rows.items())
-    elif triton.__version__ == table_version():
+    elif TABLE.exists() and triton.__version__ == table_version():
         for key in rows.keys() ^ table().keys() or [k for k, used in table().items() if rows[k] != used]:
             print(*key, "is not as in the table")
             bad += 1
