@@ -143,14 +143,52 @@ def test_bfloat16(isa, sizes):
     assert 1e-5 * size < error < 0.01 * size
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("sizes", GRID.values(), ids=GRID)
+def test_int8(isa, sizes):
+    """8 bits for weights, by row, and for what they are multiplied with, by column: some 0.4 % of the largest each."""
+    weights = weights_of(**sizes)
+    exact = outputs_of(ReferencePlan(weights.double()), weights, n_streams=5)
+    ours = outputs_of(CpuPlan(weights, "int8"), weights, n_streams=5)
+    error, size = (ours - exact).pow(2).mean().sqrt(), exact.pow(2).mean().sqrt()
+    assert 1e-5 * size < error < 0.03 * size
+
+
+def test_int8_products_are_those_of_whole_numbers(isa):
+    """One layer that passes nothing on: the outputs are two quantised products of its biases, computed here."""
+    w = weights_of(residual=20, gate=6, skip=37, hidden=41, out=19, mels=0, kernel=2, dilations=(1,), head="softmax")
+    w.w_skip.zero_()
+
+    def product(rows, x):
+        steps = rows.abs().amax(1, keepdim=True) / 127
+        q = (rows / steps).round()
+        step = x.abs().max() / 127
+        return (q @ (x / step).round()) * steps[:, 0] * step
+
+    rows = lambda t: t.double()
+    h = torch.relu(product(rows(w.w_hidden), torch.relu(rows(w.b_skip))) + rows(w.b_hidden))
+    want = product(rows(w.w_logits), h) + rows(w.b_logits)
+    got = outputs_of(CpuPlan(w, "int8"), w, n_streams=5, n=3)
+    assert torch.allclose(got.double(), want.expand_as(got), rtol=0, atol=2e-6 * float(want.abs().max()))
+    assert want.std() > 0.1
+
+
+def test_int8_passes_on_what_is_no_number():
+    weights = weights_of(mels=5)
+    plan = CpuPlan(weights, "int8")
+    cond, noise, forced = job_of(weights, 1, 4)
+    cond[0][2, 3] = float("nan")
+    _, [given] = plan.run(start(plan, 1), [4], cond, noise=noise, forced=forced, parameters=True)
+    assert given[:2].isfinite().all() and given[2].isnan().any()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
 @pytest.mark.parametrize("sizes", GRID.values(), ids=GRID)
 def test_instruction_sets_with_fused_multiply_add_agree_to_the_bit(sizes, precision):
     weights = weights_of(**sizes)
     plan = CpuPlan(weights, precision)
     results = {}
     for name in FMA_ISAS:
-        if precision == "fp32" or name not in PAIR_ISAS:
+        if precision != "bf16" or name not in PAIR_ISAS:
             with running_on(name):
                 results[name] = outputs_of(plan, weights, n_streams=5)
     assert "amx_emulated" not in ISAS or "amx_emulated" in results
@@ -309,7 +347,7 @@ def mel_of(B=1, n_frames=20, seed=3):
     return torch.randn(B, 5, n_frames, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
 @pytest.mark.parametrize("head", ["mol", "softmax"])
 def test_any_number_of_threads(isa, head, precision):
     model, mel = model_of(head=head), mel_of(4, 5)
@@ -318,7 +356,7 @@ def test_any_number_of_threads(isa, head, precision):
         assert one.std() > 0.01 and all(torch.equal(one, y) for y in others)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
 def test_alone_or_in_company(isa, precision):
     """Five streams with lengths and speakers of their own."""
     model, mel = model_of(speakers=True), mel_of(5, 7)
@@ -331,7 +369,7 @@ def test_alone_or_in_company(isa, precision):
         assert (together[b, 6 * n :] == 0).all()
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
 def test_more_streams_than_an_amx_tile_has_rows(isa, precision):
     weights = weights_of()
     plan, B, n = CpuPlan(weights, precision), 18, 12
@@ -368,7 +406,7 @@ def test_in_chunks(isa, upsampler):
         assert torch.equal(torch.cat(out), whole), (piece, chunk)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
 def test_looking_ahead_changes_no_bit(isa, precision):
     """Past taps are computed for several samples at once, as many as dilation and piece allow. Pieces of one sample
     never look ahead; streams that start at other times have their rings elsewhere."""
@@ -400,7 +438,7 @@ def test_the_end_may_come_alone():
     assert len(first) < 24 and torch.equal(torch.cat([first, generate([stream])[0][0]]), model.infer(mel, seed=0)[0])
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
 def test_pausing_and_moving(isa, precision):
     """A cloned state goes on as its original; also in another plan of the same weights, and another thread count."""
     weights = weights_of()

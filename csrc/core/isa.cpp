@@ -51,11 +51,13 @@ const char* missing_avx512() {
 
 const char* missing_avx512bf16() {
   if (const char* reason = missing_avx512()) return reason;
+  if (!cpuid_bit(7, 0, 2, 11)) return "the CPU has no AVX512-VNNI";
   return cpuid_bit(7, 1, 0, 5) ? nullptr : "the CPU has no AVX512-BF16";
 }
 
 const char* missing_amx() {
   if (const char* reason = missing_avx512()) return reason;
+  if (!cpuid_bit(7, 0, 2, 11)) return "the CPU has no AVX512-VNNI";
   if (!cpuid_bit(7, 0, 3, 24) || !cpuid_bit(7, 0, 3, 22)) return "the CPU has no AMX-BF16";
   constexpr int kRequestPermission = 0x1023, kTileData = 18;  // arch_prctl(ARCH_REQ_XCOMP_PERM): Linux 5.16
   if (!saves(0x60000) || syscall(SYS_arch_prctl, kRequestPermission, kTileData) != 0)

@@ -5,6 +5,7 @@
 //
 //   fp32   panel[k][n]                 K padded to a multiple of 16
 //   bf16   panel[k / 2][n][k % 2]      K padded to a multiple of 32: the pairs that AMX and vdpbf16ps multiply
+//   int8   panel[k / 4][n][k % 4]      K padded to a multiple of 16; `scales` and `offsets` for each row (cpu/matvec_int8.h)
 //
 // The layout is the same for every instruction set.
 #pragma once
@@ -13,7 +14,7 @@
 
 namespace fastvoc {
 
-enum Precision { kFloat32 = 0, kBFloat16 = 1 };
+enum Precision { kFloat32 = 0, kBFloat16 = 1, kInt8 = 2 };
 
 constexpr int kMaxPanel = 64;
 
@@ -21,6 +22,8 @@ struct Matrix {
   const char* data;
   int N, K;   // padded
   int width;  // of a full panel
+  const float* scales = nullptr;            // (N,) int8: what a row's whole numbers are multiplied with
+  const std::int32_t* offsets = nullptr;    // (N,) int8: 128·Σ_k of a row
 };
 
 constexpr int round_up(int n, int to) { return (n + to - 1) / to * to; }

@@ -2,6 +2,7 @@
 
 #include <sys/mman.h>
 
+#include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <new>
@@ -45,7 +46,7 @@ WaveNetPlan::WaveNetPlan(const Weights& w, int precision, int n_threads) : true_
   const int width = n_threads > 1 ? 32 : kMaxPanel;
 
   capacity_ = 4096;  // bounds the sum of all that follows
-  const auto weights_of = [&](std::int64_t n, std::int64_t kk) { return aligned((padded_outputs(int(n))) * kk * net.element()); };
+  const auto weights_of = [&](std::int64_t n, std::int64_t kk) { return aligned(padded_outputs(int(n)) * kk * net.weight_bytes()) + 2 * aligned(padded_outputs(int(n)) * 4); };
   capacity_ += L * (weights_of(G, (k - 1) * Rp) + weights_of(G, Rp) + weights_of(R, Hp) + aligned(G * 4) + aligned(padded_outputs(R) * 4));
   capacity_ += weights_of(w.skip, L * Hp) + weights_of(w.hidden, net.S_in) + weights_of(w.out, net.hidden_in);
   capacity_ += weights_of(L * G, net.C) + 4096;
@@ -123,7 +124,7 @@ WaveNetPlan::WaveNetPlan(const Weights& w, int precision, int n_threads) : true_
   net.positions = at, at = aligned(at + L * 4);
   net.bias = at, at = aligned(at + std::int64_t(L) * G * 4);
   for (WaveNetLayer& layer : layers_)
-    layer.ring = at, at = aligned(at + std::int64_t(k - 1) * layer.dilation * Rp * net.element());
+    layer.ring = at, at = aligned(at + std::int64_t(k - 1) * layer.dilation * Rp * net.input_bytes());
   net.state_bytes = at;
 }
 
@@ -133,20 +134,41 @@ WaveNetPlan::~WaveNetPlan() { std::free(memory_); }
 Matrix WaveNetPlan::pack(const std::vector<float>& rows, int n, int k, int width) {
   const int N = padded_outputs(n);
   Matrix m{memory_ + used_, N, k, width};
-  const bool half = net_.precision == kBFloat16;
-  used_ = aligned(used_ + std::int64_t(N) * k * net_.element());
+  const bool half = net_.precision == kBFloat16, eighth = net_.precision == kInt8;
+  used_ = aligned(used_ + std::int64_t(N) * k * net_.weight_bytes());
   if (used_ > capacity_) throw std::logic_error("fastvoc: packed weights outgrew their bound");
+  std::vector<float> scales(N, 0.f), inverse(N, 0.f), offsets(N, 0.f);
+  if (eighth) {
+    for (int i = 0; i < n; ++i) {
+      float largest = 0;
+      for (int kk = 0; kk < k; ++kk) largest = std::fmax(largest, std::fabs(rows[std::int64_t(i) * k + kk]));
+      scales[i] = largest / 127.f, inverse[i] = largest > 1e-30f ? 127.f / largest : 0.f;
+    }
+  }
   for (int n0 = 0; n0 < N; n0 += width) {
     const int panel = N - n0 < width ? N - n0 : width;
-    char* to = const_cast<char*>(m.data) + std::int64_t(n0) * k * net_.element();
+    char* to = const_cast<char*>(m.data) + std::int64_t(n0) * k * net_.weight_bytes();
     for (int kk = 0; kk < k; ++kk)
       for (int i = 0; i < panel; ++i) {
         const float value = n0 + i < n ? rows[std::int64_t(n0 + i) * k + kk] : 0.f;
-        if (half)
+        if (eighth) {
+          const std::int8_t q = std::int8_t(std::lrintf(value * inverse[n0 + i]));
+          reinterpret_cast<std::int8_t*>(to)[(std::int64_t(kk / 4) * panel + i) * 4 + kk % 4] = q;
+          offsets[n0 + i] += 128.f * q;
+        } else if (half)
           reinterpret_cast<std::uint16_t*>(to)[(std::int64_t(kk / 2) * panel + i) * 2 + kk % 2] = rounded(value);
         else
           reinterpret_cast<float*>(to)[std::int64_t(kk) * panel + i] = value;
       }
+  }
+  if (eighth) {
+    std::vector<float> bits(N);
+    for (int i = 0; i < N; ++i) {
+      const std::int32_t whole = std::int32_t(offsets[i]);  // exact: multiples of 128 below 2³¹
+      std::memcpy(&bits[i], &whole, 4);
+    }
+    m.scales = keep(scales);
+    m.offsets = reinterpret_cast<const std::int32_t*>(keep(bits));
   }
   return m;
 }

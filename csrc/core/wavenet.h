@@ -40,7 +40,8 @@ struct WaveNet {
   const float *b_skip, *b_hidden, *b_logits;
   std::int64_t history, bias, positions, state_bytes;  // offsets in a stream's state
 
-  int element() const { return precision == kBFloat16 ? 2 : 4; }
+  int weight_bytes() const { return precision == kInt8 ? 1 : precision == kBFloat16 ? 2 : 4; }
+  int input_bytes() const { return precision == kBFloat16 ? 2 : 4; }  // of what products read, and rings keep
   int gate_rows() const { return n_layers * 2 * H; }
 };
 

@@ -12,7 +12,7 @@
 // A team of threads shares the panels of each matrix and meets after each: a sample has 2·layers + 7 such points.
 #include "core/parallel.h"
 #include "core/wavenet.h"
-#include "cpu/matvec.h"
+#include "cpu/matvec_int8.h"
 #include "cpu/sample.h"
 
 namespace fastvoc::FASTVOC_ISA {
@@ -20,6 +20,7 @@ namespace {
 
 inline void convert(const float* x, float* y, int n) { std::memcpy(y, x, n * 4); }
 inline void convert(const float* x, bf16* y, int n) { to_bf16(x, y, n); }
+inline void convert(const float* x, q8* y, int n) { std::memcpy((void*)y, x, n * 4); }
 
 // n of any size; `to` has room for whole vectors, and what lies behind n stays zero
 template <class X>
@@ -32,7 +33,7 @@ inline void convert_row(const float* from, X* to, int n) {
   convert(rest, to + i, kLanes);
 }
 
-// Buffers of one group of M streams, carved from the caller's workspace. X is what products read: float or bf16.
+// Buffers of one group of M streams, carved from the caller's workspace. X is what products read: float, bf16 or q8.
 template <class X>
 struct Buffers {
   X* in;        // (layers, M, R): each layer's input
@@ -337,7 +338,9 @@ std::int64_t wavenet_workspace(const WaveNet& net, int n_streams, int n_threads)
 
 // One member of the team that runs a job; all members must run at the same time.
 void wavenet_generate(const WaveNet& net, const WaveNetJob& job, int thread, int n_threads, Barrier& barrier) {
-  if (net.precision == kBFloat16)
+  if (net.precision == kInt8)
+    Generator<q8>(net, job, thread, n_threads, barrier, job.workspace).run();
+  else if (net.precision == kBFloat16)
     Generator<bf16>(net, job, thread, n_threads, barrier, job.workspace).run();
   else
     Generator<float>(net, job, thread, n_threads, barrier, job.workspace).run();

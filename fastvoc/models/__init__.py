@@ -43,7 +43,7 @@ def load(path, device="cpu", precision: str = "fp32", weight_norm: bool = False,
     of a public implementation, or of the folder with that one file (fastvoc/checkpoints has one module for each).
 
     device     where the model is put
-    precision  of `infer`, where its call gives none: "fp32" or "bf16"
+    precision  of `infer`, where its call gives none: "fp32" or "bf16"; for a WaveNet also "int8"
     weight_norm  put weight norm on the convolutions, to train on as upstream does (models/weight_norm.py)
     options    what a reader asks for, such as teacher=PATH for a ClariNet student
 

@@ -183,7 +183,7 @@ class Generation:
         forced       (B, n_samples) samples (float, [-1, 1]) or classes (int) that are fed back instead of what was drawn;
                      the result is then the network's outputs (B, out_channels, n_samples)
         lengths      (B,) frames of each item; the rest of the mel is padding, the rest of the result zero
-        precision    "fp32" or "bf16" weights and products; sums are float32. Default: the model's own
+        precision    "fp32", "bf16" or "int8" weights and products; sums are float32, or exact. Default: the model's own
         initial      what stands before the first sample: a value, or a class (default: silence)
         padded  the mel already holds the model's context frames on each side; else the edge frames are repeated
         layer_conditioning  (B, layers, gate_channels, n_samples): ready-made conditioning instead of mel

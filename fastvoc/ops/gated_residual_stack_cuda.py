@@ -1,4 +1,7 @@
-"""The gated residual stack on the GPU: the plan for csrc/cuda/gated_residual_stack.cu. The contract: ops/gated_residual_stack.py."""
+"""The gated residual stack on the GPU: the plan for csrc/cuda/gated_residual_stack.cu.
+
+The contract: ops/gated_residual_stack.py.
+"""
 
 from collections.abc import Sequence
 

@@ -25,7 +25,7 @@ from fastvoc.ops.wavenet_generate_cuda import CudaPlan
 
 HEADS = ("softmax", "mol", "gaussian", "mog")
 ACTIVATIONS = ("none", "relu", "tanh")
-PRECISIONS = ("fp32", "bf16")
+PRECISIONS = ("fp32", "bf16", "int8")
 
 
 @dataclass
@@ -78,6 +78,8 @@ class CpuPlan:
             raise ConfigError(f"precision: got {precision!r}, expected one of {list(PRECISIONS)}")
         if threads < 1:
             raise ConfigError(f"threads must be at least 1, got {threads}")
+        if precision == "int8" and w.w_in.shape[0] * w.w_in.shape[1] // 2 > 1 << 15:
+            raise Unsupported("int8 with more than 32768 gates in all layers: their sum of skips could leave int32")
         if w.n_mix > 256:
             raise Unsupported("more than 256 mixture components")
         self.weights, self.precision, self.threads = w, precision, threads
