@@ -155,6 +155,11 @@ def test_blocks(golden, tmp_path):
     assert fastvoc.load(path).config.dilations == [1, 2, 4] * 2  # two blocks unless said
     assert fastvoc.load(path, blocks=3).config.dilations == [1, 2] * 3
     assert fastvoc.load(golden.path(STUDENT), teacher=path, blocks=2).config.dilations == [[1, 2] * 2] * 2
+    state = weights(golden, STUDENT)
+    of_block = lambda i: {k: v for k, v in state.items() if f"iafs.1.res_blocks.{i}." in k}
+    longer = {k.replace(f"blocks.{i}", f"blocks.{4 + i}"): v for i in range(4) for k, v in of_block(i).items()}
+    torch.save(state | longer, tmp_path / "longer.pth")  # a flow of two blocks tells how long a block is
+    assert fastvoc.load(tmp_path / "longer.pth", teacher=path).config.dilations == [[1, 2, 4, 8], [1, 2, 4, 8] * 2]
     with pytest.raises(ConfigError, match="6 layers do not form 4 equal blocks.*blocks="):
         fastvoc.load(path, blocks=4)
 

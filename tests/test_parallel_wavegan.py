@@ -215,6 +215,9 @@ PIECES = ["as it is", "causal", "causal, even kernel, no context", "non-linear u
 @pytest.mark.parametrize("changes", [VARIANTS[name] for name in PIECES] + [
     {"upsample_params": {"upsample_scales": [1, 3, 1, 2], "interpolate_mode": "bilinear"}},
     {"upsample_params": {"upsample_scales": [1, 1, 2]}, "use_causal_conv": True},
+    {"upsample_params": {"upsample_scales": [1, 3, 2], "interpolate_mode": "bicubic"}},
+    {"upsample_params": {"upsample_scales": [1, 2, 2], "interpolate_mode": "bicubic"}, "use_causal_conv": True},
+    {"upsample_params": {"upsample_scales": [3, 2], "interpolate_mode": "area"}},
     {"upsample_net": "MelGANGenerator", "upsample_params": MELGAN},
     {"upsample_net": "MelGANGenerator", "upsample_params": MELGAN, "use_causal_conv": True},
 ])  # fmt: skip

@@ -251,6 +251,27 @@ def test_2018_hears_lws_mels(tmp_path):
     assert changed.affine == (80, 80) and abs(changed.floor - 1e-4) < 1e-12
 
 
+def test_2018_with_a_hop_that_lws_has_not(tmp_path, caplog):
+    model = file_of_2018(tmp_path, state_of_2018(), fft_size=1024, hop_size=6)
+    assert model.preprocessing is None and "mels must come from elsewhere" in caplog.text
+    assert model.infer(torch.rand(1, C, 2), seed=0).shape == (1, 2 * model.hop_length)
+
+
+def test_the_weight_of_a_prelu_is_no_convolution(tmp_path):
+    torch.manual_seed(0)
+    net = {"upsample_scales": [2, 3], "upsample_activation": "PReLU", "cin_channels": 5, "cin_pad": 1}
+    sizes = {"layers": 2, "stacks": 1, "out_channels": 6, "cin_channels": 5, "cin_pad": 1}
+    model = WaveNet(
+        **sizes, residual_channels=4, gate_channels=6, skip_out_channels=3, upsample_conditional_features=True,
+        upsample_params=net, scalar_input=True,
+    ).eval()  # fmt: skip
+    torch.save({"state_dict": model.state_dict()}, tmp_path / "checkpoint.pth")
+    (tmp_path / "hparams.json").write_text(json.dumps({**sizes, "input_type": "raw", "upsample_params": net}))
+    again = fastvoc.load(tmp_path / "checkpoint.pth")
+    mel = torch.randn(1, 5, 3)
+    assert torch.equal(again.infer(mel, seed=0), model.infer(mel, seed=0))
+
+
 def test_2018_incomplete(tmp_path):
     state = state_of_2018()
     del state["conv_layers.2.conv1x1c.bias"]

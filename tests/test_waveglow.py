@@ -119,8 +119,12 @@ def test_bf16_is_near_fp32():
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"alternating": True}, {"n_flows": 2, "n_group": 2}, {"n_early_every": 1, "n_group": 12}, {"kernel_size": 1}]
-)
+    "changes",
+    [
+        {}, {"alternating": True}, {"n_flows": 2, "n_group": 2}, {"n_early_every": 1, "n_group": 12}, {"kernel_size": 1},
+        {"n_early_size": 0},
+    ],
+)  # fmt: skip
 def test_forward_undoes_infer(changes):
     model = small(**changes).double()
     mel = torch.randn(2, 3, 7, dtype=torch.float64)

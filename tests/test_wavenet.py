@@ -175,9 +175,41 @@ def test_configuration_errors(changes, message):
 def test_upsampler_configuration_errors():
     with pytest.raises(ConfigError, match="window 10 is no multiple of its stride 4"):
         small(upsample_net="ConvTranspose1dUpsampleNetwork", upsample_params={"window": 10, "stride": 4})
-    odd = small(upsample_net="ConvTranspose2dUpsampleNetwork", upsample_params={"upsample_scales": [3, 2]})
-    with pytest.raises(ConfigError, match="even scales before the last, got 3"):
-        odd.infer(torch.zeros(1, 5, 4))
+
+
+UNSTAGED = {  # networks that the engine has no stages for
+    "odd transposed": ("ConvTranspose2dUpsampleNetwork", {"upsample_scales": [3, 2]}, 0),
+    "ELU": ("ConvInUpsampleNetwork", {"upsample_scales": [2, 3], "upsample_activation": "ELU"}, 1),
+    "bicubic": ("ConvInUpsampleNetwork", {"upsample_scales": [2, 3], "mode": "bicubic", "freq_axis_kernel_size": 3}, 1),
+    "indented, Tanh": ("UpsampleNetwork", {"upsample_scales": [3], "upsample_activation": "Tanh"}, 2),
+    "PReLU": ("UpsampleNetwork", {"upsample_scales": [3], "upsample_activation": "PReLU"}, 0),
+}
+
+
+@pytest.mark.parametrize("network", UNSTAGED)
+def test_upsamplers_outside_of_the_engine(network):
+    name, params, pad = UNSTAGED[network]
+    model = small(upsample_net=name, upsample_params=params, cin_pad=pad)
+    for conv in model.upsample_net.modules():
+        if isinstance(conv, torch.nn.Conv2d | torch.nn.ConvTranspose2d):
+            torch.nn.init.normal_(conv.weight, std=0.5)
+    assert model.upsample_net.stages() is None
+    mel = torch.randn(2, 5, 7 + 2 * pad)
+    wave = model.infer(mel, seed=0, padded=True)
+    forced = wave.clamp(-1, 1)
+    raw = model.infer(mel, forced=forced, padded=True)
+    want = model(torch.cat([torch.zeros(2, 1, 1), forced[:, None, :-1]], 2), mel)
+    assert wave.shape == (2, 7 * model.hop_length) and torch.allclose(raw, want, atol=1e-5) and want.std() > 0.01
+    streams = [model.stream(seed=0, stream=b, padded=True) for b in range(2)]
+    for stream, frames in zip(streams, mel):
+        stream.push(frames[:, :3])
+        assert stream.n_ready() == 0  # which need the last frame
+        stream.push(frames[:, 3:], last=True)
+    saved = [stream.state_dict() for stream in streams]
+    assert torch.equal(torch.stack(generate(streams)[0]), wave)
+    for stream, state in zip(streams, saved):
+        stream.load_state_dict(state)
+    assert torch.equal(torch.stack(generate(streams)[0]), wave)
 
 
 @pytest.mark.parametrize(

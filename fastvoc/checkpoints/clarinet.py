@@ -7,9 +7,11 @@ bias, skips summed as they are, dilations kernel_size^n. The student is a Parall
 flows, dilations 2^n; it has no upsampler of its own and borrows its teacher's: load(student, teacher=path).
 
 What shapes do not tell is how many blocks, each starting again at dilation 1, the layers form. Upstream's own defaults
-are two for a teacher and one for each flow of a student; `blocks` says otherwise.
+are two for a teacher and one for each flow of a student; `blocks` says otherwise. Flows of different lengths tell it: their
+blocks are the longest that fit all of them.
 """
 
+import math
 import re
 from pathlib import Path
 
@@ -105,9 +107,10 @@ def student_config(state: dict, blocks: int | None) -> ParallelWaveNetConfig:
         if key.startswith("flows.") and key.endswith(".conv.weight"):
             flow = int(key.split(".")[1])
             layers[flow] = layers.get(flow, 0) + 1
+    a_block = math.gcd(*layers.values())  # flows of different lengths are of different numbers of blocks
     G, R, k = state["flows.0.stack.layers.0.conv.weight"].shape
     return ParallelWaveNetConfig(
-        dilations=[_dilations(layers[f], 1 if blocks is None else blocks, 2) for f in sorted(layers)],
+        dilations=[_dilations(layers[f], layers[f] // a_block if blocks is None else blocks, 2) for f in sorted(layers)],
         residual_channels=R, gate_channels=G, kernel_size=k,
         skip_channels=state["flows.0.stack.layers.0.out.weight"].shape[0] - R,
         front_kernel=state["flows.0.front.weight"].shape[2], head_channels=state["flows.0.hidden.weight"].shape[0],

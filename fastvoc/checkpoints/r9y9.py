@@ -133,8 +133,8 @@ def shape_values(state: dict[str, Tensor], path) -> dict:
             conv_in = state.get("upsample_net.conv_in.weight")
             transposed = "upsample_net.up_layers.0.weight" in state  # of 2018; later, layer 0 is a stretch
             prefix = "upsample_net.up_layers." if conv_in is None else "upsample_net.upsample.up_layers."
-            numbers = sorted(int(k.split(".")[-2]) for k in state if k.startswith(prefix) and k.endswith(".weight"))
-            kernels = [state[f"{prefix}{number}.weight"].shape for number in numbers]
+            convs = [k for k, w in state.items() if k.startswith(prefix) and k.endswith(".weight") and w.dim() > 1]  # no PReLU
+            kernels = [state[k].shape for k in sorted(convs, key=lambda k: int(k.split(".")[-2]))]
             values["upsample_net"] = "UpsampleNetwork" if conv_in is None else "ConvInUpsampleNetwork"
             values["upsample_params"] = {
                 "upsample_scales": [(kernel[3] - 1) // 2 for kernel in kernels], "freq_axis_kernel_size": kernels[0][2]
@@ -174,6 +174,9 @@ def preprocessing(hparams: dict, cin_channels: int, path, of_2018: bool = False)
         "n_mels": bands, "fmin": number("fmin", 125), "fmax": number("fmax", None if "fmax" in hparams else 7600),
     }  # fmt: skip
     if of_2018:
+        if n_fft % common["hop_length"]:
+            logger.warning("%s: lws has no hop of %s in %s: mels must come from elsewhere", path, common["hop_length"], n_fft)
+            return None
         least, reference = number("min_level_db", -100), number("ref_level_db", 20)
         level = {"floor": 10 ** (least / 20), "affine": (-reference - least, -least)}
         return Preprocessing(MelConfig.preset("r9y9_2018", win_length=n_fft, **common, **level))

@@ -93,8 +93,9 @@ def config_of(state: dict[str, Tensor], said: dict, hop: int, alternating: bool,
     for name, value in found.items():
         if name in said and said[name] != value:
             raise IncompatibleCheckpointError(f"{path}: {name} is {value} in the weights, {said[name]!r} beside them")
-    if not drops:  # then no early output is within the flows that there are
-        found |= {"n_early_every": max(said.get("n_early_every", 0), len(channels)), "n_early_size": said.get("n_early_size", 2)}
+    if not drops:  # then no early output is within the flows that there are, or they are empty
+        every, size = said.get("n_early_every", 0), said.get("n_early_size", 2)
+        found |= {"n_early_every": every if size == 0 and every else max(every, len(channels)), "n_early_size": size}
     config = WaveGlowConfig(**found, upsample_kernel=kernel, upsample_stride=hop, alternating=alternating)
     if config.channels != channels:
         raise IncompatibleCheckpointError(f"{path}: the flows have {channels} channels, expected {config.channels}")

@@ -1,7 +1,8 @@
 """Mel frames to samples: the upsampling networks of the public vocoders, with their constructors and parameter names.
 
 All take mel (B, n_mels, n_frames) and return (B, n_mels, n_samples). `stages()` describes the same network to the
-engine (fastvoc/ops/upsample.py), which runs it piece by piece while samples are generated.
+engine (fastvoc/ops/upsample.py), which runs it piece by piece while samples are generated; None where the engine cannot,
+and the whole mel has to be there first.
 """
 
 import math
@@ -15,25 +16,24 @@ from fastvoc.layers.nonlinearity import nonlinearity
 from fastvoc.ops.upsample import Fir, Mix
 
 
-def negative_slope(activation: nn.Module | None) -> float:
-    """The one number that tells identity (1), ReLU (0) and LeakyReLU apart, the ones that the engine knows."""
+def negative_slope(activation: nn.Module | None) -> float | None:
+    """The one number that tells identity (1), ReLU (0) and LeakyReLU apart, the ones that the engine knows; else None."""
     if activation is None:
         return 1.0
     if not isinstance(activation, nn.ReLU | nn.LeakyReLU):
-        name = type(activation).__name__
-        raise ConfigError(f"the engine has no upsampler with {name}; it knows none, ReLU and LeakyReLU")
+        return None
     return float(getattr(activation, "negative_slope", 0.0))
 
 
 class Stretch2d(nn.Module):
-    """Repeats (nearest) or interpolates (bilinear) along time; r9y9's and ParallelWaveGAN's layer of that name."""
+    """Repeats (nearest) or interpolates along time; r9y9's and ParallelWaveGAN's layer of that name."""
+
+    MODES = "nearest", "bilinear", "bicubic", "area", "nearest-exact"
 
     def __init__(self, x_scale: int, y_scale: int = 1, mode: str = "nearest"):
         super().__init__()
-        if y_scale != 1 or mode not in ("nearest", "bilinear"):
-            raise ConfigError(
-                f"Stretch2d: got y_scale={y_scale}, mode={mode!r}; expected y_scale=1, nearest or bilinear"
-            )
+        if y_scale != 1 or mode not in self.MODES:
+            raise ConfigError(f"Stretch2d: got y_scale={y_scale}, mode={mode!r}; expected y_scale=1, one of {self.MODES}")
         self.x_scale, self.mode = x_scale, mode
 
     def forward(self, x: Tensor) -> Tensor:
@@ -96,21 +96,21 @@ class UpsampleNetwork(nn.Module):
     @property
     def reach(self) -> int:
         """Frames on each side, at most, that one frame's samples depend on."""
-        # Of a stage: its convolution's 1, or causal 2 frames of its input, and bilinear interpolation's 1
-        return math.ceil(sum(3 / math.prod(self.scales[:i]) for i in range(len(self.scales))))
+        # Of a stage: its convolution's 1, or causal 2 frames of its input, and the interpolation's 1, or bicubic 2
+        return math.ceil(sum(4 / math.prod(self.scales[:i]) for i in range(len(self.scales))))
 
     def time_matrix(self, n_frames: int) -> Tensor:
         """(n_frames, n_samples) with forward(c) = c @ time_matrix, where the network acts on time alone."""
         weight = self.up_layers[1].weight
         return self(torch.eye(n_frames, dtype=weight.dtype, device=weight.device)[None])[0]
 
-    def stages(self) -> list:
-        if self.use_causal_conv:
-            raise ConfigError("the engine has no causal upsampler; r9y9's networks are not causal")
+    def stages(self) -> list | None:
         stages, layers = [], list(self.up_layers)
         while layers:
             stretch, conv = layers.pop(0), layers.pop(0)
             slope = negative_slope(layers.pop(0)) if layers and not isinstance(layers[0], Stretch2d) else 1.0
+            if slope is None or stretch.mode not in ("nearest", "bilinear") or self.use_causal_conv:
+                return None
             stages += Fir.stretch_conv(stretch.x_scale, conv.weight.detach()[0, 0], stretch.mode, slope)
         return stages
 
@@ -164,8 +164,9 @@ class ConvInUpsampleNetwork(nn.Module):
         mixed = self.conv_in(c)
         return mixed[:, :, : mixed.shape[2] - self.context] if self.use_causal_conv else mixed
 
-    def stages(self) -> list:
-        return [Mix.conv(self.conv_in.weight.detach()), *self.upsample.stages()]
+    def stages(self) -> list | None:
+        stages = self.upsample.stages()
+        return None if stages is None else [Mix.conv(self.conv_in.weight.detach()), *stages]
 
 
 class ConvTranspose2dUpsampleNetwork(nn.Module):
@@ -192,10 +193,10 @@ class ConvTranspose2dUpsampleNetwork(nn.Module):
     def forward(self, c: Tensor) -> Tensor:
         return self.up_layers(c.unsqueeze(1)).squeeze(1)[:, :, : c.shape[2] * self.scale]
 
-    def stages(self) -> list:
+    def stages(self) -> list | None:
         for conv in self.up_layers[:-2:2]:  # an odd one gives a sample too much, which the next stage would hear
             if conv.kernel_size[1] - 2 * conv.padding[1] != conv.stride[1]:
-                raise ConfigError(f"upsample_scales: generation needs even scales before the last, got {conv.stride[1]}")
+                return None
         return [
             Fir.transposed(
                 conv.weight.detach()[0, 0], conv.bias.detach(), conv.stride[1], conv.padding[1], negative_slope(act)

@@ -53,8 +53,9 @@ class WaveGlowConfig:
             kind = bool if name == "alternating" else int
             if type(value) is not kind:
                 raise ConfigError(f"{name} must be {'true or false' if kind is bool else 'an integer'}, got {value!r}")
-            if kind is int and not 1 <= value <= LIMIT:
-                raise ConfigError(f"{name} must lie in 1…{LIMIT}, got {value}")
+            least = 0 if name == "n_early_size" else 1  # 0: nothing leaves early
+            if kind is int and not least <= value <= LIMIT:
+                raise ConfigError(f"{name} must lie in {least}…{LIMIT}, got {value}")
         for name in ("n_group", "n_early_size", "n_channels"):
             if getattr(self, name) % 2:
                 raise ConfigError(f"{name} must be even, got {getattr(self, name)}")

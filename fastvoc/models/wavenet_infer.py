@@ -14,6 +14,7 @@ from fastvoc.errors import ConfigError, DeviceError, DTypeError, ShapeError
 from fastvoc.models.vocoder import check_seed, fresh_seed
 from fastvoc.models.wavenet_streams import CHUNK_SAMPLES, WaveNetStream, as_wave, check_finite, generate
 from fastvoc.ops.philox import n_draws
+from fastvoc.ops.upsample import StreamingUpsampler, WholeUpsampler
 from fastvoc.ops.wavenet_generate import wavenet_generate
 
 
@@ -35,12 +36,17 @@ class Generation:
         """Frames on each side that feed the upsampler's edges and give no samples of their own."""
         return 0 if self.upsample_net is None else self.upsample_net.context
 
-    def upsample_stages(self) -> list:
+    def upsampler(self) -> StreamingUpsampler | WholeUpsampler:
         """On the CPU, wherever the model is: the upsampler is a small part of the work, and its result moves in chunks."""
-        if self.upsample_net is None:
-            return []
-        on_cpu = next(self.parameters()).device.type == "cpu"
-        return (self.upsample_net if on_cpu else copy.deepcopy(self.upsample_net).cpu()).stages()
+        network, n_mels = self.upsample_net, self.config.cin_channels
+        if network is None:
+            return StreamingUpsampler([], n_mels)
+        if next(self.parameters()).device.type != "cpu":
+            network = copy.deepcopy(network).cpu()
+        stages = network.stages()
+        if stages is None:
+            return WholeUpsampler(network, n_mels)
+        return StreamingUpsampler(stages, n_mels, getattr(network, "indent", 0))
 
     def plan(self, precision: str | None = None, threads: int | None = None):
         """The packed engine for these weights; built on first use and kept until the weights change."""

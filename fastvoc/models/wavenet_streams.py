@@ -8,7 +8,6 @@ from torch import Tensor
 
 from fastvoc.audio.mulaw import mulaw_decode
 from fastvoc.errors import ConfigError, FeatureError, ShapeError
-from fastvoc.ops.upsample import StreamingUpsampler
 
 CHUNK_SAMPLES = 4096  # whose conditioning is held at once: times 80 bands 1.3 MB. Between two chunks Ctrl-C is heard
 
@@ -29,8 +28,7 @@ class WaveNetStream:
         self.state = plan.begin(seed, stream, temperature, initial, speaker)
         self.upsampler = None
         if config.cin_channels > 0:
-            indent = getattr(model.upsample_net, "indent", 0)
-            self.upsampler = StreamingUpsampler(model.upsample_stages(), config.cin_channels, indent)
+            self.upsampler = model.upsampler()
         self.context = 0 if padded else model.context_frames
         self.started = self.closed = False
         self._last_frame = None

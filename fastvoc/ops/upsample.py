@@ -150,6 +150,35 @@ def upsample_reference(stages: list, mel: Tensor) -> Tensor:
 EDGES = ("zero", "clamp", "valid")
 
 
+class WholeUpsampler:
+    """StreamingUpsampler's stand-in for a network that has no stages: the samples are there when the last frame is."""
+
+    def __init__(self, network: torch.nn.Module, n_mels: int):
+        self.network = network
+        self.mel = torch.empty(0, n_mels)  # (frames, n_mels), and once all are there (samples, n_mels)
+        self.first_frame = 0  # here always 0
+        self.n_done = 0
+        self.finished = False
+
+    def push(self, mel: Tensor | None, last: bool = False) -> None:
+        """mel (n_mels, n_frames) float32, or None. last: no more will come."""
+        if mel is not None:
+            self.mel = torch.cat([self.mel, mel.t().float()])
+        if last and not self.finished:
+            with torch.no_grad():
+                self.mel = self.network(self.mel.t()[None].contiguous())[0].t().contiguous()
+            self.finished = True
+
+    def n_ready(self) -> int:
+        """Samples that can be given now, beyond those given already."""
+        return len(self.mel) - self.n_done if self.finished else 0
+
+    def take(self, n: int) -> Tensor:
+        """The next n samples' conditioning, (n, n_mels)."""
+        self.n_done += n
+        return self.mel[self.n_done - n : self.n_done]
+
+
 class StreamingUpsampler:
     """The stages on a mel that arrives in pieces: gives each sample's conditioning as soon as it can be known.
 
