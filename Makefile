@@ -1,6 +1,7 @@
 # make demo   everything from nothing: environment, build, and the bundled speech through the bundled WaveNet
 # make test   the same environment plus the test tools, and all tests
 # make wheel  an sdist and a manylinux wheel in dist/
+# make gpu    on a machine with an NVIDIA GPU: builds, tests and times the CUDA library there
 # make dev    the environment with the package installed editable, for development, benchmarks and training
 
 PYTHON ?= python3
@@ -9,7 +10,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml constraints.txt
 
-.PHONY: demo test dev bench lint triton-check wheel speech train clean
+.PHONY: demo test dev bench lint triton-check cuda-check sanitize gpu wheel speech train clean
 
 demo: $(VENV)/demo.done
 	$(BIN)/fastvoc demo --out demo-out/
@@ -30,6 +31,23 @@ lint: dev
 # Compiles every Triton kernel, precision and configuration for four architectures; no GPU needed, ten minutes
 triton-check: dev
 	$(BIN)/python -m tests.triton_compile
+
+# Compiles every CUDA kernel for every architecture, checks registers and spills against csrc/cuda/resources.json, builds the
+# library and looks for every kernel in it. Needs nvcc, no GPU; minutes
+cuda-check: dev
+	$(BIN)/python csrc/cuda/resources.py
+	PATH="$(abspath $(BIN)):$$PATH" cmake -S csrc/cuda -B build/cuda-check -G Ninja -DCMAKE_BUILD_TYPE=Release
+	PATH="$(abspath $(BIN)):$$PATH" cmake --build build/cuda-check
+	$(BIN)/python csrc/cuda/resources.py --library build/cuda-check/libfastvoc_cuda.so
+
+# The CUDA kernels in the emulator, under ThreadSanitizer and then AddressSanitizer with UndefinedBehaviorSanitizer
+sanitize: dev
+	$(BIN)/python -m tests.sanitize
+
+# On a machine with an NVIDIA GPU: builds for its card, tests, sanitizers, benchmarks; within ten minutes, no network.
+# Uses $(PYTHON) as it is: it has torch, pybind11, cmake, ninja and pytest
+gpu:
+	$(PYTHON) -m benchmarks.gpu
 
 # dist/: an sdist, and the wheel that it builds, tagged for the C library that it needs
 wheel: $(VENV)/dev.done

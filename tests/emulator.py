@@ -19,7 +19,9 @@ from fastvoc import _cuda
 ROOT = Path(__file__).parent.parent
 CACHE = ROOT / "build" / "emulator"
 SANITIZE = os.environ.get("FASTVOC_EMULATOR_SANITIZE", "")
-SMALL = {"wavenet_generate": {"teams": [2], "team_threads": 64, "block_threads": 64}}  # few threads, that tests be quick
+SMALL = {  # few threads, that tests be quick
+    "wavenet_generate": {"teams": [2], "team_threads": 64, "block_threads": 64, "block_threads_fp32": 64}
+}
 FLAGS = ["-x", "c++", "-std=c++20", "-O1", "-g1", "-fPIC", "-Wall", "-Wno-unknown-pragmas", "-fno-omit-frame-pointer"]
 
 

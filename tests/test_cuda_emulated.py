@@ -142,7 +142,7 @@ def test_shared_memory_is_poisoned(faults):
 
 def test_a_barrier_that_some_never_reach_is_an_error(faults):
     with pytest.raises(KernelError, match="wait forever.*__syncthreads"):
-        faults.call("test_divergent", torch.zeros(1))
+        faults.call("test_divergent", torch.zeros(64))
 
 
 def test_a_flag_that_nobody_sets_is_an_error(faults):

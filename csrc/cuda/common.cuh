@@ -17,12 +17,14 @@
 #ifdef __CUDACC__
 #define SHARED(T, name, n) __shared__ T name[n]
 #define FASTVOC_HD __host__ __device__
+#define OUT_OF_LINE __noinline__  // rare and large: its registers are not the caller's
 __device__ __forceinline__ char* dynamic_shared() {
   extern __shared__ __align__(128) char fastvoc_dynamic_shared[];
   return fastvoc_dynamic_shared;
 }
 #else
 #define FASTVOC_HD
+#define OUT_OF_LINE
 #endif
 #define FASTVOC_API extern "C" __attribute__((visibility("default")))
 

@@ -193,23 +193,22 @@ __global__ void __launch_bounds__(kThreads, 1) gated_residual_layer_kernel(const
 }
 
 // (n_rows, n) float -> (n_rows, width) in the compute type, zeros behind; with `step` added (items of T rows) into `added`.
+// A warp a row.
 template <class X>
 __global__ void __launch_bounds__(kThreads)
 pad_kernel(const float* from, X* plain, X* added, const float* step, std::int64_t step_stride, std::int64_t T,
            std::int64_t n_rows, int n, int width) {
-  const std::int64_t stride = std::int64_t(gridDim.x) * kThreads;
-  for (std::int64_t i = std::int64_t(blockIdx.x) * kThreads + threadIdx.x; i < n_rows * (width / 2); i += stride) {
-    const std::int64_t row = i / (width / 2);
-    const int c = int(i - row * (width / 2)) * 2;
-    float v[2], w[2];
-#pragma unroll
-    for (int e = 0; e < 2; ++e) {
-      const bool inside = c + e < n;
-      v[e] = inside ? from[row * n + c + e] : 0.f;
-      w[e] = inside && added ? v[e] + step[row / T * step_stride + c + e] : 0.f;
+  constexpr int kRowsPerBlock = kThreads / 32;
+  const int lane = threadIdx.x % 32;
+  const std::int64_t stride = std::int64_t(gridDim.x) * kRowsPerBlock;
+  for (std::int64_t row = std::int64_t(blockIdx.x) * kRowsPerBlock + threadIdx.x / 32; row < n_rows; row += stride) {
+    const float* in = from + row * n;
+    const float* e = added ? step + row / T * step_stride : nullptr;
+    for (int c = 2 * lane; c < width; c += 64) {
+      const float u = c < n ? in[c] : 0.f, v = c + 1 < n ? in[c + 1] : 0.f;
+      if (plain) put2(plain + row * width + c, u, v);
+      if (added) put2(added + row * width + c, c < n ? u + e[c] : 0.f, c + 1 < n ? v + e[c + 1] : 0.f);
     }
-    if (plain) put2(plain + row * width + c, v[0], v[1]);
-    if (added) put2(added + row * width + c, w[0], w[1]);
   }
 }
 
@@ -273,7 +272,7 @@ FASTVOC_API int fastvoc_gated_residual_stack(std::int64_t sizes, std::int64_t di
     dispatch_dtype(s.dtype, [&](auto zero) {
       using X = decltype(zero);
       const auto pad = [&](const float* from, std::int64_t plain, bool keep, std::int64_t added, const float* with, int n, int width) {
-        launch("gated_residual_stack", {dim3(blocks_for(ceil_div(B * T * width / 2, kThreads))), kThreads}, cudaStream_t(stream),
+        launch("gated_residual_stack", {dim3(blocks_for(ceil_div(B * T, kThreads / 32))), kThreads}, cudaStream_t(stream),
                pad_kernel<X>, from, keep ? (X*)(base + plain) : nullptr, with ? (X*)(base + added) : nullptr, with, step_stride, T,
                B * T, n, width);
       };

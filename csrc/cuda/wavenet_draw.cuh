@@ -39,7 +39,7 @@ __device__ __forceinline__ void warp_argmax(T& value, int& index) {
 }
 
 // y: n numbers.   -> the class: the first with Σ_{i<=k} p_i > u, p = softmax(y / T); T = 0: the most probable one
-__device__ inline int draw_class(const float* y, int n, float temperature, float u) {
+__device__ OUT_OF_LINE inline int draw_class(const float* y, int n, float temperature, float u) {
   const int lane = threadIdx.x % 32, share = (n + 31) / 32;
   const int first = min(n, lane * share), last = min(n, first + share);  // neighbouring classes, so that sums run in order
   float top = -INFINITY;
@@ -72,7 +72,7 @@ __device__ inline int draw_class(const float* y, int n, float temperature, float
   return __shfl_sync(~0u, drawn, owner);
 }
 
-__device__ inline float draw_sample(const DrawHead& h, const float* y, float temperature, const Noise& noise) {
+__device__ OUT_OF_LINE inline float draw_sample(const DrawHead& h, const float* y, float temperature, const Noise& noise) {
   const int lane = threadIdx.x % 32, n = h.n_mix, n_draws = draws_of(h);
   const float *means = y + n, *log_scales = y + 2 * n;
   int component = 0;

@@ -409,7 +409,10 @@ struct Generator {
 };
 
 template <class X>
-__global__ void __launch_bounds__(512) wavenet_generate_kernel(const __grid_constant__ WaveNetArguments a) {
+constexpr int kMostThreads = sizeof(X) == 4 ? 256 : 512;  // float sums take more registers
+
+template <class X>
+__global__ void __launch_bounds__(kMostThreads<X>, 1) wavenet_generate_kernel(const __grid_constant__ WaveNetArguments a) {
   Generator<X>(a, Team::mine()).run();
 }
 

@@ -256,6 +256,7 @@ class Scheduler {
         const Barrier* b = fibers_[i]->waits_for;
         message += " " + std::to_string(i) + " at " + (b ? b->name : "a flag"), ++shown;
       }
+    __tsan_acquire(&edge_);
     fibers_.clear();  // their stacks are lost in mid-flight
     throw std::runtime_error(message);
   }

@@ -138,7 +138,7 @@ class Generation:
                     else None
                 ),
             )
-        g = torch.as_tensor(speaker)
+        g = torch.as_tensor(speaker, device=next(self.parameters()).device)
         if self.embed_speakers is not None and not g.is_floating_point():
             g = g.reshape(-1).expand(n) if g.numel() == 1 else g.reshape(-1)
             if g.numel() != n:

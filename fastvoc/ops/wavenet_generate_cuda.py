@@ -73,7 +73,7 @@ class CudaPlan:
             self.team = self._number("wavenet_team", torch.tensor(self.tuning["teams"]), len(self.tuning["teams"]))
         self.sizes[13] = self.team
         if self.team == 1:
-            self.sizes[14] = self.tuning["block_threads"]
+            self.sizes[14] = self.tuning["block_threads_fp32" if precision == "fp32" else "block_threads"]
         self._pack()
 
     def _number(self, name: str, *args) -> int:

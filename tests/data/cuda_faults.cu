@@ -49,7 +49,7 @@ __global__ void test_poison_kernel(float* y) {
 
 __global__ void test_divergent_kernel(float* y) {
   if (threadIdx.x < 32) __syncthreads();
-  y[0] = 0;
+  y[threadIdx.x] = 0;
 }
 
 __global__ void test_waits_for_nobody_kernel(int* flag) {
