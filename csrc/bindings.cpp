@@ -146,6 +146,13 @@ void invertible_conv1x1_backward(Address w, Address dy, Address x, Address dx, A
   }
 }
 
+void gate_rows_backward(Address dz, Address a, Address z, Address da, std::int64_t rows, int H) {
+  parallel_ranges(rows, std::max<std::int64_t>(1, kGrain / H), [=](std::int64_t i, std::int64_t end) {
+    kernels().gate_rows_backward((const float*)dz + i * H, (const float*)a + i * 2 * H, (float*)z + i * H,
+                                 (float*)da + i * 2 * H, end - i, H);
+  });
+}
+
 void upsample_fir(Address in, Address weight, Address out, std::int64_t n_frames, std::int64_t first_in,
                   std::int64_t first_out, std::int64_t n_out, int C, int scale, int n_taps, int freq_taps, int first,
                   float bias, float slope, int edge) {
@@ -274,6 +281,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("affine_coupling_backward_cpu", affine_coupling_backward, nogil());
   m.def("gated_activation_cpu", gated_activation, nogil());
   m.def("gated_activation_backward_cpu", gated_activation_backward, nogil());
+  m.def("gate_rows_backward_cpu", gate_rows_backward, nogil());
   m.def("invertible_conv1x1_cpu", invertible_conv1x1, nogil());
   m.def("invertible_conv1x1_backward_cpu", invertible_conv1x1_backward, nogil());
   m.def("upsample_fir_cpu", upsample_fir, nogil());

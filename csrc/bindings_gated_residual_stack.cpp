@@ -62,12 +62,7 @@ int team_of(const fv::GatedResidualJob& job, int n_threads) {
   return int(std::max<std::int64_t>(1, std::min<std::int64_t>(n_threads, job.B * job.T / kRows)));
 }
 
-void run(const fv::GatedResidualStackPlan& plan, int first_layer, int last_layer, std::int64_t B, std::int64_t T, Address x,
-         Address cond, Address step, Address out, Address workspace, int n_threads) {
-  fv::GatedResidualJob job = job_of(B, T);
-  job.first_layer = first_layer, job.last_layer = last_layer;
-  job.x = (const float*)x, job.cond = (const float*)cond, job.step = (const float*)step;
-  job.out = (float*)out, job.workspace = (char*)workspace;
+void run_job(const fv::GatedResidualStackPlan& plan, const fv::GatedResidualJob& job, int n_threads) {
   const int team = team_of(job, n_threads);
   struct Context {
     const fv::GatedResidualStackPlan& plan;
@@ -81,6 +76,27 @@ void run(const fv::GatedResidualStackPlan& plan, int first_layer, int last_layer
   }, &context);
 }
 
+void run(const fv::GatedResidualStackPlan& plan, int first_layer, int last_layer, std::int64_t B, std::int64_t T, Address x,
+         Address cond, Address step, Address out, Address workspace, int n_threads) {
+  fv::GatedResidualJob job = job_of(B, T);
+  job.first_layer = first_layer, job.last_layer = last_layer;
+  job.x = (const float*)x, job.cond = (const float*)cond, job.step = (const float*)step;
+  job.out = (float*)out, job.workspace = (char*)workspace;
+  run_job(plan, job, n_threads);
+}
+
+// A stack of one layer without conditioning of its own, with what the gradient needs.
+void run_layer(const fv::GatedResidualStackPlan& plan, std::int64_t B, std::int64_t T, Address x, Address projected,
+               Address step, Address x_next, Address skip, Address a, Address workspace, int n_threads) {
+  fv::GatedResidualJob job = job_of(B, T);
+  job.last_layer = 1;
+  job.x = (const float*)x, job.projected = (const float*)projected, job.step = (const float*)step;
+  job.a = (float*)a, job.workspace = (char*)workspace;
+  if (plan.stack().S) job.out = (float*)skip, job.x_next = (float*)x_next;
+  else job.out = (float*)x_next;
+  run_job(plan, job, n_threads);
+}
+
 }  // namespace
 
 void bind_gated_residual_stack(py::module_& m) {
@@ -92,5 +108,6 @@ void bind_gated_residual_stack(py::module_& m) {
         const fv::GatedResidualJob job = job_of(B, T);
         return p.kernels().gated_residual_stack_workspace(p.stack(), job, team_of(job, n_threads));
       })
-      .def("run", run, py::call_guard<py::gil_scoped_release>());
+      .def("run", run, py::call_guard<py::gil_scoped_release>())
+      .def("run_layer", run_layer, py::call_guard<py::gil_scoped_release>());
 }

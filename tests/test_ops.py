@@ -86,7 +86,9 @@ def test_as_exact_as_torch(op, backend, case, dtype, isa):
         ours = outputs(op(*args))
     for y, exact, limit in zip(ours, exacts, allowed, strict=True):
         assert y.dtype == dtype and y.shape == exact.shape
-        assert y.isfinite().all() and (y != 0).float().mean() >= 0.5 and (y.numel() == 1 or y.std() > 0)
+        assert y.isfinite().all() and (y.numel() == 1 or y.std() > 0)
+        # Half is not zero, or as much as can be: a tap that lies outside a short signal has no gradient
+        assert exact.any() and (y != 0).float().mean() >= min(0.5, 0.9 * float((exact != 0).float().mean()))
         assert worst(y, exact) <= limit
 
 

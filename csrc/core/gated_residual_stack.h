@@ -69,6 +69,10 @@ struct GatedResidualJob {
   const float* cond;  // (B, T, C), or null
   const float* step;  // (B, layers, R), or null
   float* out;         // (B, T, S), or the last x (B, T, R) where S = 0
+  // Of a stack of one layer, for its gradient; canonical, or null
+  const float* projected;  // (B, T, 2·H), added to a: conditioning of the caller's
+  float* a;                // (B, T, 2·H)
+  float* x_next;           // (B, T, R)
   char* workspace;    // aligned to 64 bytes; the first job needs no clearing of it
 };
 

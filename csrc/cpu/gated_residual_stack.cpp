@@ -94,6 +94,7 @@ class Run {
   Run(const GatedResidualStack& stack, const GatedResidualJob& job, int thread, int n_threads, Barrier& barrier)
       : s_(stack), job_(job), thread_(thread), n_threads_(n_threads), barrier_(barrier), b_(stack, job, thread, n_threads) {
     if (s_.s_width == s_.S) b_.skip = job.out;
+    if (job.x_next && sizeof(X) == 4 && s_.R == s_.x_width) b_.x[s_.n_layers % 2] = (X*)job.x_next;
   }
 
   static std::int64_t workspace(const GatedResidualStack& stack, const GatedResidualJob& job, int n_threads) {
@@ -212,7 +213,7 @@ class Run {
     product(b_.sources, s_.n_taps + (job_.cond != nullptr), 2 * s_.z_width, tile.n,
             [&](int n0, int nv, std::int64_t m, int M, const float* sums) {
               for (int i = 0; i < M; ++i, sums += nv * kLanes)
-                for (int v = 0; v < nv; v += 2) write_z(m + i, n0 + v * kLanes, load(sums + v * kLanes), load(sums + (v + 1) * kLanes));
+                for (int v = 0; v < nv; v += 2) write_z(tile, m + i, n0 + v * kLanes, load(sums + v * kLanes), load(sums + (v + 1) * kLanes));
             });
   }
 
@@ -237,9 +238,9 @@ class Run {
           for (int v = 0; v < NV; v += 2) {
             const int at = (i * NV + v) * kLanes;
             const auto sum = [&](int j, int half) { return load(sums[j] + at + half * kLanes); };
-            write_z(m + i, n0 + v * kLanes, sum(0, 0) + (sum(1, 0) + sum(2, 0)), sum(0, 1) + (sum(1, 1) + sum(2, 1)));
+            write_z(tile, m + i, n0 + v * kLanes, sum(0, 0) + (sum(1, 0) + sum(2, 0)), sum(0, 1) + (sum(1, 1) + sum(2, 1)));
             if (i < M2)
-              write_z(pairs + m + i, n0 + v * kLanes, sum(3, 0) + (sum(1, 0) - sum(2, 0)), sum(3, 1) + (sum(1, 1) - sum(2, 1)));
+              write_z(tile, pairs + m + i, n0 + v * kLanes, sum(3, 0) + (sum(1, 0) - sum(2, 0)), sum(3, 1) + (sum(1, 1) - sum(2, 1)));
           }
         m += M;
       }
@@ -268,9 +269,15 @@ class Run {
     }
   }
 
-  void write_z(std::int64_t row, int column, vfloat tanh_sum, vfloat sigmoid_sum) {
+  void write_z(const Tile& tile, std::int64_t row, int column, vfloat tanh_sum, vfloat sigmoid_sum) {
     const float* bias = biases_.in + column;
-    const vfloat a = tanh_sum + load(bias), b = sigmoid_sum + load(bias + kLanes);
+    vfloat a = tanh_sum + load(bias), b = sigmoid_sum + load(bias + kLanes);
+    if (job_.a) {
+      const int h = column / 2, n = s_.H - h;
+      const std::int64_t at = (tile.b * job_.T + tile.times[row]) * 2 * s_.H + h;
+      if (job_.projected) a += load_some(job_.projected + at, n), b += load_some(job_.projected + at + s_.H, n);
+      store_some(job_.a + at, a, n), store_some(job_.a + at + s_.H, b, n);
+    }
     write(b_.z + row * s_.z_width + column / 2, kHalf ? gate_bf16(a, b) : gate(a, b));
   }
 
@@ -279,7 +286,7 @@ class Run {
     const StackLayer& layer = s_.layers[l];
     const std::int64_t start = tile.b * job_.T;
     Source<P> z{b_.z, s_.z_width, (const P*)layer.res.data, layer.res.K, nullptr, 0, kTile, nullptr};
-    if (l + 1 < s_.n_layers || !s_.S) {
+    if (l + 1 < s_.n_layers || !s_.S || job_.x_next) {
       const X* x = input(l) + start * s_.x_width;
       X* next = b_.x[(l + 1) % 2] + start * s_.x_width;
       float* res = b_.res + start * s_.x_width;
@@ -312,12 +319,16 @@ class Run {
 
   // Rows that are not whole vectors leave the workspace.
   void finish() {
-    const int width = s_.S ? s_.s_width : s_.x_width, n = s_.S ? s_.S : s_.R;
-    const float* from = s_.S ? b_.skip : sizeof(X) == 2 ? b_.res : (const float*)b_.x[s_.n_layers % 2];
-    if (from == job_.out) return;
+    const float* x = sizeof(X) == 2 ? b_.res : (const float*)b_.x[s_.n_layers % 2];
+    float* x_out = s_.S ? job_.x_next : job_.out;
+    const bool copy_x = x_out && x != x_out, copy_skip = s_.S && b_.skip != job_.out;
+    if (!copy_x && !copy_skip) return;
     barrier_.wait();
     share(job_.B * job_.T, [&](std::int64_t first, std::int64_t last) {
-      for (std::int64_t r = first; r < last; ++r) std::memcpy(job_.out + r * n, from + r * width, n * sizeof(float));
+      for (std::int64_t r = first; r < last; ++r) {
+        if (copy_x) std::memcpy(x_out + r * s_.R, x + r * s_.x_width, s_.R * sizeof(float));
+        if (copy_skip) std::memcpy(job_.out + r * s_.S, b_.skip + r * s_.s_width, s_.S * sizeof(float));
+      }
     });
   }
 

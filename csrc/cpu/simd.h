@@ -28,6 +28,17 @@ typedef std::uint32_t vuint __attribute__((vector_size(4 * kLanes)));
 
 inline vfloat load(const float* p) { vfloat v; std::memcpy(&v, p, sizeof v); return v; }
 inline void store(float* p, vfloat v) { std::memcpy(p, &v, sizeof v); }
+// Fewer than a vector: zeros behind the n values
+inline vfloat load_some(const float* p, int n) {
+  if (n >= kLanes) return load(p);
+  vfloat v{};
+  if (n > 0) std::memcpy(&v, p, n * sizeof(float));
+  return v;
+}
+inline void store_some(float* p, vfloat v, int n) {
+  if (n >= kLanes) return store(p, v);
+  if (n > 0) std::memcpy(p, &v, n * sizeof(float));
+}
 inline vfloat splat(float x) { return x - vfloat{}; }
 
 inline vfloat fma(vfloat a, vfloat b, vfloat c) {  // a·b + c; one rounding wherever the machine can

@@ -19,7 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastvoc._op import Op, autocast, lazy, needs_grad, no_second_gradient
+from fastvoc import _C
+from fastvoc._op import Op, Unsupported, autocast, launch, lazy, needs_grad, no_second_gradient
 from fastvoc.errors import ConfigError, DeviceError, DTypeError, ShapeError
 
 OPTIONS = "dilation", "causal", "rho", "step_in_residual"
@@ -74,6 +75,55 @@ def gated_residual_backward_reference(dx_out, dskip, x, a, w_in, w_out, step, di
     dstep = (dx if step_in_residual else du).sum(1)
     dout = dout.flatten(0, 1)
     return dx, dw_in, rows.sum(0), dout.t() @ (t * s).flatten(0, 1), dout.sum(0), da, dstep
+
+
+def _on_cpu(*tensors: Tensor | None) -> list[Tensor | None]:
+    if any(t is not None and (t.dtype != torch.float32 or not t.is_cpu) for t in tensors):
+        raise Unsupported("float32 on the CPU only")
+    return [None if t is None else t.detach().contiguous() for t in tensors]
+
+
+def gated_residual_cpu(x, w_in, b_in, w_out, b_out, cond, step, dilation, causal, rho, step_in_residual):
+    """A stack of one layer (ops/gated_residual_stack.py), its weights packed for this call."""
+    x, w_in, b_in, w_out, b_out, cond, step = _on_cpu(x, w_in, b_in, w_out, b_out, cond, step)
+    (B, T, R), G, S = x.shape, w_in.shape[0], w_out.shape[0] - x.shape[2]
+    x_out, skip, a = _empty(x, B, T, R), _empty(x, B, T, S), _empty(x, B, T, G)
+    if not x.numel():
+        return x_out, skip, a
+    arrays = [t[None].numpy() for t in (w_in, b_in, w_in.new_empty(G, 0), w_out, b_out)]
+    packed = _C.GatedResidualStackPlan(*arrays, [dilation], causal, rho, step_in_residual, 0, _C.cpu_isa())
+    threads = _C.get_num_threads()
+    workspace = torch.empty(packed.workspace_bytes(B, T, threads), dtype=torch.uint8)
+    address = lambda t: 0 if t is None else t.data_ptr()
+    packed.run_layer(B, T, *[address(t) for t in (x, cond, step, x_out, skip, a, workspace)], threads)
+    return x_out, skip, a
+
+
+def gated_residual_backward_cpu(dx_out, dskip, x, a, w_in, w_out, step, dilation, causal, rho, step_in_residual):
+    """The gate's gradient in one pass of ours between matrix products of torch, tap by tap: nothing is gathered."""
+    dx_out, dskip, x, a, w_in, w_out, step = _on_cpu(dx_out, dskip, x, a, w_in, w_out, step)
+    (G, R, k), (B, T, _) = w_in.shape, x.shape
+    u = x if step is None else x + step[:, None]
+    dout = torch.cat([dx_out * rho, dskip], 2)
+    rows = dout.flatten(0, 1)
+    dz = rows @ w_out
+    z, da = torch.empty_like(dz), torch.empty_like(a)
+    launch(_C.gate_rows_backward_cpu, dz, a, z, da, B * T, G // 2)
+    du, dw_in = torch.zeros_like(x), torch.zeros(k, G, R)
+    left, _ = _padding(k, dilation, causal)
+    for j in range(k):
+        shift = j * dilation - left
+        first, last = max(0, -shift), min(T, T - shift)  # the samples whose tap j lies inside the signal
+        if first >= last:
+            continue
+        seen = slice(first + shift, last + shift)
+        du[:, seen].baddbmm_(da[:, first:last], w_in[:, :, j].expand(B, G, R))
+        for b in range(B):
+            dw_in[j].addmm_(da[b, first:last].t(), u[b, seen])
+    dx = du + dout[..., :R]
+    dstep = (dx if step_in_residual else du).sum(1)
+    gradients = dx, dw_in.permute(1, 2, 0).contiguous(), da.flatten(0, 1).sum(0), rows.t() @ z, rows.sum(0)
+    return *gradients, da, dstep
 
 
 def _empty(like: Tensor, *shape) -> Tensor:
@@ -139,6 +189,7 @@ gated_residual_fwd = Op(
     "int dilation, bool causal, float rho, bool step_in_residual) -> (Tensor, Tensor, Tensor)",
     reference=gated_residual_reference,
     fake=_fake,
+    cpu=gated_residual_cpu,
     triton=lazy("fastvoc.kernels.gated_residual", "gated_residual_triton"),
     inputs=_inputs,
     cases=CASES,
@@ -152,6 +203,7 @@ gated_residual_bwd = Op(
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     reference=gated_residual_backward_reference,
     fake=_fake_backward,
+    cpu=gated_residual_backward_cpu,
     triton=lazy("fastvoc.kernels.gated_residual_backward", "gated_residual_backward_triton"),
     inputs=_backward_inputs,
     cases=CASES,
