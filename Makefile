@@ -71,7 +71,7 @@ clean:
 $(VENV)/base.done: constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) torch==2.13.0
-	$(PIP) numpy safetensors soundfile soxr matplotlib tqdm pystoi pesq
+	$(PIP) numpy safetensors pyyaml h5py soundfile soxr matplotlib tqdm pystoi pesq
 	$(PIP) setuptools wheel pybind11 cmake ninja
 	touch $@
 
