@@ -435,7 +435,9 @@ def test_a_reader_that_has_seen_enough():
 def test_signals(place, tmp_path, kind, code, words):
     write_wav(tmp_path / "long.wav", np.tile(sound(1), 100), RATE)
     files = ["--model", place / "model", "--clip", tmp_path / "long.wav", "--out", tmp_path / "out"]
-    run = process("demo", *files, "--peer-seconds", 1000)
+    # A shell's background job starts with SIGINT ignored, and its children inherit that: Ctrl-C is heard again
+    heard = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+    run = process("demo", *files, "--peer-seconds", 1000, preexec_fn=heard)
     assert "agree" in run.stderr.readline()
     run.send_signal(kind)
     err = run.stderr.read()

@@ -9,7 +9,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from fastvoc.errors import ConfigError, DTypeError, FastvocError, ShapeError
-from fastvoc.layers import CausalConv1d, GatedActivation
+from fastvoc.layers import (
+    CausalConv1d,
+    ConvInUpsampleNetwork,
+    ConvTranspose2dUpsampleNetwork,
+    GatedActivation,
+    UpsampleNetwork,
+)
+from fastvoc.layers.upsample import at_sample_rate
 
 SHAPES = [(1, 1, 1, 1, 1), (3, 5, 2, 1, 1), (4, 6, 3, 4, 2), (6, 6, 5, 7, 6)]  # in, out, kernel, dilation, groups
 
@@ -165,3 +172,23 @@ def test_conv_input_errors():
     with pytest.raises(ShapeError, match="-1"):
         conv.begin(-1)
     assert conv(torch.zeros(1, 3, 7)).isfinite().all()
+
+
+@pytest.mark.parametrize("network", [
+    ConvInUpsampleNetwork([4, 3], cin_channels=7, cin_pad=2), UpsampleNetwork([2, 5], cin_pad=1),
+    UpsampleNetwork([3, 2], mode="bilinear", freq_axis_kernel_size=3), ConvTranspose2dUpsampleNetwork([4, 4]),
+    ConvTranspose2dUpsampleNetwork([3, 4]), UpsampleNetwork([2, 3], use_causal_conv=True),
+])  # fmt: skip
+def test_compiled_upsampling_is_the_networks(network):
+    """And where a network cannot be compiled (odd scales, causal), it runs itself."""
+    torch.manual_seed(0)
+    for p in network.parameters():
+        torch.nn.init.normal_(p, 0, 0.5)
+    mel = torch.randn(3, 7, 9)
+    with torch.inference_mode():
+        want = network.double()(mel.double()).transpose(1, 2)
+        theirs = network.float()(mel).transpose(1, 2)
+        ours = at_sample_rate(network, mel)
+    worst = lambda y: float((y - want).abs().max())
+    assert ours.shape == want.shape and ours.is_contiguous()
+    assert worst(ours) <= 2 * worst(theirs) + torch.finfo(torch.float32).eps * float(want.abs().max())

@@ -58,7 +58,8 @@ def test_the_wheel_in_an_empty_environment(wheel, tmp_path):
     venv.create(tmp_path / "venv", with_pip=True)
     python = tmp_path / "venv" / "bin" / "python"
     quiet = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    run(python, *quiet, f"torch=={torch.__version__.partition('+')[0]}", "numpy", "safetensors", "pyyaml", "-c", ROOT / "constraints.txt")
+    needs = [f"torch=={torch.__version__.partition('+')[0]}", "numpy", "safetensors", "pyyaml"]
+    run(python, *quiet, *needs, "-c", ROOT / "constraints.txt")
     run(python, *quiet, "--no-index", wheel)
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("FASTVOC_", "PYTHONPATH"))}
     (tmp_path / "elsewhere").mkdir()

@@ -11,9 +11,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastvoc._op import forced_backend
 from fastvoc.errors import ConfigError
 from fastvoc.layers.nonlinearity import nonlinearity
-from fastvoc.ops.upsample import Fir, Mix
+from fastvoc.ops.upsample import Fir, Mix, upsample_samples
+
+
+def at_sample_rate(network: nn.Module | None, c: Tensor) -> Tensor:
+    """(B, C, n_frames) -> (B, n_samples, C'): network(c) time-major, which is how the stacks take it.
+
+    Without a gradient, in float32 on the CPU, the compiled stages do it, some twenty times as fast as conv2d.
+    """
+    plain = torch.is_grad_enabled() or c.dtype != torch.float32 or not c.is_cpu or not len(c)
+    if network is None or plain or forced_backend() == "reference":
+        return (c if network is None else network(c)).transpose(1, 2).contiguous()
+    try:
+        stages = network.stages()
+    except (AttributeError, ConfigError):  # a network that is not made of them: MelGAN's, a causal one
+        stages = None
+    if stages is None:  # no more is one with odd scales
+        return network(c).transpose(1, 2).contiguous()
+    return upsample_samples(stages, c, getattr(network, "indent", 0))
 
 
 def negative_slope(activation: nn.Module | None) -> float | None:

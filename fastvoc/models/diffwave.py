@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from fastvoc.errors import ConfigError, DTypeError, ShapeError
 from fastvoc.layers.gated_residual_stack import GatedResidualStack
-from fastvoc.layers.upsample import ConvTranspose2dUpsampleNetwork
+from fastvoc.layers.upsample import ConvTranspose2dUpsampleNetwork, at_sample_rate
 from fastvoc.models.diffwave_infer import Sampling
 from fastvoc.models.diffwave_schedule import checked_betas, fast_schedule, linear_schedule, noise_levels
 from fastvoc.models.vocoder import Vocoder
@@ -242,7 +242,7 @@ class DiffWave(Sampling, Vocoder):
         hop = self.hop_length
         margin = len(self.config.upsample_scales) + 1  # frames: a stage looks one of its inputs to each side
         low, high = max(first // hop - margin, 0), min(-(-last // hop) + margin, mel.shape[2])
-        c = network(mel[:, :, low:high])[:, :, first - low * hop : last - low * hop].transpose(1, 2).contiguous()
+        c = at_sample_rate(network, mel[:, :, low:high])[:, first - low * hop : last - low * hop].contiguous()
         # The label's 1×1 and the mel's add up: one matrix with the two side by side
         return c if label is None else torch.cat([c, label[:, None].expand(-1, last - first, -1)], 2)
 

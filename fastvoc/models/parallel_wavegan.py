@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from fastvoc.errors import ConfigError, ShapeError
 from fastvoc.layers.gated_residual_stack import GatedResidualStack
 from fastvoc.layers.melgan import MelGANGenerator
-from fastvoc.layers.upsample import ConvInUpsampleNetwork, UpsampleNetwork
+from fastvoc.layers.upsample import ConvInUpsampleNetwork, UpsampleNetwork, at_sample_rate
 from fastvoc.models.vocoder import Vocoder
 
 MAX_CHANNELS = 65536
@@ -159,7 +159,7 @@ class ParallelWaveGAN(Vocoder):
 
     def _at_sample_rate(self, c: Tensor) -> Tensor:
         """(B, n_mels, n_frames + 2·context_frames) -> (B, T, n_mels)"""
-        return (c if self.upsample_net is None else self.upsample_net(c)).transpose(1, 2).contiguous()
+        return at_sample_rate(self.upsample_net, c)
 
     def _head(self, skips: Tensor) -> Tensor:
         """(B, T, S) -> (B, out_channels, T)"""

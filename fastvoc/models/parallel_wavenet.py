@@ -22,7 +22,7 @@ from torch import Tensor, nn
 import fastvoc
 from fastvoc.errors import ConfigError, ShapeError
 from fastvoc.layers.gated_residual_stack import GatedResidualStack
-from fastvoc.layers.upsample import NETWORKS, DeconvUpsampleNetwork
+from fastvoc.layers.upsample import NETWORKS, DeconvUpsampleNetwork, at_sample_rate
 from fastvoc.models.vocoder import Vocoder
 from fastvoc.models.wavenet import FRONT_ACTIVATIONS
 from fastvoc.ops.noise import logistic, normal
@@ -189,7 +189,7 @@ class ParallelWaveNet(Vocoder):
 
     def conditioning(self, mel: Tensor) -> Tensor:
         """(B, n_mels, n_frames) -> (B, T, cond_channels)"""
-        return self.upsample_net(mel).transpose(1, 2).contiguous()
+        return at_sample_rate(self.upsample_net, mel)
 
     def _flow(self, z: Tensor, cond: Tensor, **options) -> tuple[Tensor, Tensor, Tensor]:
         if z.dim() != 2 or z.shape[1] != cond.shape[1]:

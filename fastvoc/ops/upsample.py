@@ -147,6 +147,19 @@ def upsample_reference(stages: list, mel: Tensor) -> Tensor:
     return mel
 
 
+def upsample_samples(stages: list, mel: Tensor, indent: int = 0) -> Tensor:
+    """mel (B, C, F) float32 on the CPU -> (B, n_samples, C'), time-major, by the compiled stages. No gradient.
+
+    indent: samples at the start and at the end that are left out.
+    """
+    samples = []
+    for item in mel:
+        upsampler = StreamingUpsampler(stages, mel.shape[1], indent)
+        upsampler.push(item, last=True)
+        samples.append(upsampler.take(upsampler.n_ready()))
+    return torch.stack(samples)
+
+
 EDGES = ("zero", "clamp", "valid")
 
 
