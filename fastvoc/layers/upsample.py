@@ -25,11 +25,8 @@ def at_sample_rate(network: nn.Module | None, c: Tensor) -> Tensor:
     plain = torch.is_grad_enabled() or c.dtype != torch.float32 or not c.is_cpu or not len(c)
     if network is None or plain or forced_backend() == "reference":
         return (c if network is None else network(c)).transpose(1, 2).contiguous()
-    try:
-        stages = network.stages()
-    except (AttributeError, ConfigError):  # a network that is not made of them: MelGAN's, a causal one
-        stages = None
-    if stages is None:  # no more is one with odd scales
+    stages = network.stages() if hasattr(network, "stages") else None
+    if stages is None:  # MelGAN's, a causal one, odd scales: the network itself
         return network(c).transpose(1, 2).contiguous()
     return upsample_samples(stages, c, getattr(network, "indent", 0))
 
