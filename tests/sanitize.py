@@ -1,7 +1,8 @@
 """python -m tests.sanitize [thread|address,undefined]: the CUDA kernels' tests in the emulator, under sanitizers.
 
 What is left out under a sanitizer: the largest sizes, which show nothing that the smaller do not, the test of the
-sanitizers themselves, and launches that are given up half-way, which nothing orders with what follows. Exit status 1 where a fault is found.
+sanitizers themselves, and launches that are given up half-way, which nothing orders with what follows. Exit status 1
+where a fault is found.
 """
 
 import os
@@ -12,7 +13,10 @@ from tests.emulator import ROOT, build, kernels
 from tests.test_cuda_emulated import runtime_of
 
 TESTS = ["tests/test_cuda_emulated.py", "tests/test_cuda_stack.py", "tests/test_cuda_wavenet.py"]
-LEFT_OUT = "not removed_barrier and not never_reach and not nobody and not wide and not 256 and not front and not waveglow and not 0.0"
+LEFT_OUT = (
+    "not removed_barrier and not never_reach and not nobody and not wide and not 256 and not front "
+    "and not waveglow and not 0.0"
+)
 
 
 def main() -> int:
