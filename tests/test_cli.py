@@ -388,7 +388,7 @@ def test_bad_outputs(place, tmp_path, call):
 
 @pytest.mark.parametrize("line", [
     "", "sing", "synth -o x.wav --model m", "synth a.wav --model m", "info --threads 2", "bench --seconds 0",
-    "demo --precision int8", "bench --threads 0", "bench --threads -1", "bench --threads 1e6",
+    "demo --precision fp8", "bench --threads 0", "bench --threads -1", "bench --threads 1e6",
     "bench --threads 1000000", "demo --seed -1", "demo --peer-seconds nan", "mel a.wav -o b.npy",
     "mel a.wav -o b.npy --model m --preset r9y9", "train wavenet --steps 0",
 ])  # fmt: skip
