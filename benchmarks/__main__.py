@@ -1,4 +1,4 @@
-"""python -m benchmarks ops|stack|wavenet|models|all [--quick] [--threads N] [--out FILE]
+"""python -m benchmarks ops|stack|wavenet|models|all [--only TEXT] [--quick] [--threads N] [--out FILE]
 python -m benchmarks --compare BEFORE.json AFTER.json
 """
 
@@ -17,6 +17,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("what", choices=[*BENCHMARKS, "all"], nargs="?")
     parser.add_argument("--compare", nargs=2, type=Path, metavar=("BEFORE", "AFTER"),
                         help="what changed between two results files; exit code 1 if something of ours is over 5 %% slower")
+    parser.add_argument("--only", metavar="TEXT", help="only the sizes or models whose name has this in it (wavenet, models)")
     parser.add_argument("--quick", action="store_true", help="small and short: shows that it runs, proves no speed")
     parser.add_argument("--threads", type=int, metavar="N", help="beside 1; default: what fastvoc uses")
     parser.add_argument("--out", metavar="FILE", help="default: benchmarks/results/WHAT-cpu.json; with --quick none")
@@ -29,8 +30,11 @@ def main(argv: list[str] | None = None) -> None:
         parser.error("--out takes one benchmark")
     if options.threads is not None and options.threads < 1:
         parser.error("--threads must be at least 1")
+    if options.only and options.what not in ("wavenet", "models"):
+        parser.error("--only goes with wavenet or models")
+    only = {"only": options.only} if options.only else {}
     for name in BENCHMARKS if options.what == "all" else [options.what]:
-        result = BENCHMARKS[name](quick=options.quick, n_threads=options.threads)
+        result = BENCHMARKS[name](quick=options.quick, n_threads=options.threads, **only)
         if options.quick and not options.out:
             timer.print_table(result["rows"], result["columns"])
         else:

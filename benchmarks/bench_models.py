@@ -188,11 +188,11 @@ def bench(name: str, case: Case, B: int, seconds: float, n_threads: int, quick: 
 
 
 @torch.inference_mode()
-def run(quick: bool = False, n_threads: int | None = None) -> dict:
+def run(quick: bool = False, n_threads: int | None = None, only: str = "") -> dict:
     """-> rows, and what was skipped and why"""
     rows, skipped = [], {}
     most = n_threads or fastvoc.get_num_threads()
-    cases = TINY if quick else CASES
+    cases = TINY if quick else {name: case for name, case in CASES.items() if only in name}
     for name, case in cases.items():
         for threads in sorted({1, most}):
             some, missing = bench(name, case, 1, 0.05 if quick else case.seconds, threads, quick)

@@ -271,9 +271,11 @@ def models(quick: bool):
         yield "fastvoc/demo/wavenet", fastvoc.load(DEMO).eval()
 
 
-def run(quick: bool = False, n_threads: int | None = None) -> dict:
+def run(quick: bool = False, n_threads: int | None = None, only: str = "") -> dict:
     rows, skipped, sizes = [], {}, {}
     for name, model in models(quick):
+        if only not in name:
+            continue
         some, missing, sizes[name] = bench_size(name, model, n_threads or fastvoc.get_num_threads(), quick)
         rows += some
         skipped |= {f"{name}: {what}": reason for what, reason in missing.items()}
