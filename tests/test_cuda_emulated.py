@@ -159,10 +159,11 @@ def test_a_launch_that_cuda_would_refuse_is_an_error(faults):
 
 
 def runtime_of(sanitizer: str) -> str | None:
-    """The sanitizer's run-time library, to be loaded before Python."""
-    name = {"thread": "libtsan.so", "address,undefined": "libasan.so"}[sanitizer]
-    found = subprocess.run(["g++", f"-print-file-name={name}"], capture_output=True, text=True).stdout.strip()
-    return found if Path(found).is_absolute() else None
+    """What must be loaded before Python: the sanitizer's library, and with it the C++ one, whose exceptions it watches."""
+    names = {"thread": "libtsan.so", "address,undefined": "libasan.so"}[sanitizer], "libstdc++.so.6"
+    find = lambda name: subprocess.run(["g++", f"-print-file-name={name}"], capture_output=True, text=True).stdout.strip()
+    found = [find(name) for name in names]
+    return " ".join(found) if all(Path(f).is_absolute() for f in found) else None
 
 
 def run_with(sanitizer: str, code: str, *args) -> subprocess.CompletedProcess:
