@@ -26,7 +26,8 @@ def main() -> int:
             "TSAN_OPTIONS": "exitcode=66 halt_on_error=1", "ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1",
         }  # fmt: skip
         # -s: a sanitizer's report goes to the terminal, not into a capture that dies with the process
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-s", "-k", " and ".join(f"not {word}" for word in LEFT_OUT + SLOW.get(sanitizer, ())), *TESTS]
+        chosen = " and ".join(f"not {word}" for word in LEFT_OUT + SLOW.get(sanitizer, ()))
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-s", "-k", chosen, *TESTS]
         result = subprocess.run(command, cwd=ROOT, env=env)
         print(f"{sanitizer}: {'passed' if result.returncode == 0 else f'FAILED ({result.returncode})'}", flush=True)
         failed += result.returncode != 0
