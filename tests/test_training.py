@@ -353,6 +353,27 @@ def test_statistics_belong_to_the_training(data, tmp_path):
     assert resumed.task.mel == first.task.mel
 
 
+@every_family
+def test_starting_from_a_model(data, tmp_path, recipe):
+    """--init: its weights and its mels' statistics are where the training starts; another configuration is refused."""
+    first = Trainer(recipe, data / "train", tmp_path / "first")
+    first.train(2)
+    other = tmp_path / "another voice"
+    other.mkdir()
+    write_wav(other / "a.wav", 0.01 * np.random.default_rng(5).standard_normal(8000).astype(np.float32), 4000)
+    second = Trainer(recipe, other, tmp_path / "second", init=tmp_path / "first/model")
+    assert second.step == 0 and second.task.mel == first.task.mel
+    model, start = second.averaged_model(), first.averaged_model()
+    for name, value in start.state_dict().items():
+        torch.testing.assert_close(model.state_dict()[name], value, rtol=1e-5, atol=1e-6)  # weight norm: folded, spelt anew
+    second.train(1)
+    assert Trainer(recipe, other, tmp_path / "second", init=tmp_path / "nowhere").step == 1  # a resumed one does not read it
+    size = {"waveglow": "n_channels"}.get(recipe["family"], "residual_channels")
+    wider = {**recipe, "model": {**recipe["model"], size: 4}}
+    with pytest.raises(ConfigError, match="to start from"):
+        Trainer(wider, data / "train", tmp_path / "third", init=tmp_path / "first/model")
+
+
 def test_damaged_state(data, tmp_path):
     (tmp_path / "state.pt").write_bytes(b"not a state")
     with pytest.raises(CorruptCheckpointError, match="state.pt"):

@@ -581,3 +581,15 @@ def test_a_plain_torch_file_holds_the_same(folder):
     other.load_state_dict(torch.load(buffer, weights_only=True))
     mel = torch.randn(1, 5, 2)
     assert torch.equal(other.infer(mel, seed=0), small().infer(mel, seed=0))
+
+
+def test_autocast_leaves_the_logits_in_float32():
+    model = WaveNet(32, layers=2, stacks=1, residual_channels=8, gate_channels=16, skip_out_channels=8, kernel_size=2)
+    classes = torch.randint(32, (1, 50))
+    exact = model(classes)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model(classes)
+    assert logits.dtype == torch.float32
+    assert (logits != logits.bfloat16().float()).float().mean() > 0.9  # not bf16 numbers in another coat
+    torch.testing.assert_close(logits, exact, rtol=0.1, atol=0.1)
+    logits.sum().backward()

@@ -24,6 +24,8 @@ def add(commands) -> None:
                         help="gets model/, samples/, log.jsonl, curve.png and the state to resume from")
     parser.add_argument("--recipe", metavar="NAME|PATH",
                         help="a recipe that comes with fastvoc, or a .json file (default: FAMILY-demo)")
+    parser.add_argument("--init", type=Path, metavar="PATH",
+                        help="start from the weights of this checkpoint or model folder: a fine-tuning")
     parser.add_argument("--teacher", type=Path, metavar="PATH",
                         help="the trained WaveNet that a Parallel WaveNet is distilled from")
     parser.add_argument("--steps", type=whole(1, 10**9), metavar="N",
@@ -42,7 +44,7 @@ def run(options) -> None:
     if options.teacher is not None:
         recipe["teacher"] = str(options.teacher)
     steps = options.steps or recipe["training"]["steps"]
-    trainer = Trainer(recipe, options.data, options.out, compile=options.compile, device=options.device)
+    trainer = Trainer(recipe, options.data, options.out, options.compile, options.device, options.init)
     if trainer.step >= steps:
         log.info("%s is at step %d already; --steps asks for more", options.out, trainer.step)
         return

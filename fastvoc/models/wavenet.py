@@ -194,7 +194,9 @@ class WaveNet(Generation, Vocoder):
             skips = skips + s
         h = F.relu(skips * self.config.skip_scale)
         _, first, _, last = self.last_conv_layers
-        h = F.linear(F.relu(F.linear(h, first.weight[:, :, 0], first.bias)), last.weight[:, :, 0], last.bias)
+        with torch.autocast(h.device.type, enabled=False):  # eight bits are too few for the logarithm of a probability
+            h = F.linear(h.to(first.weight.dtype), first.weight[:, :, 0], first.bias)
+            h = F.linear(F.relu(h), last.weight[:, :, 0], last.bias)
         h = h.transpose(1, 2)
         return h.softmax(1) if softmax else h
 

@@ -46,6 +46,10 @@ class ParallelWaveGANTask(Task):
             buffer.copy_(torch.tensor(values))
         return model
 
+    def start_from(self, model: ParallelWaveGAN) -> tuple[list[float], list[float]]:
+        super().start_from(model)
+        return model.mean.tolist(), model.scale.tolist()  # its own; a model without statistics has 0 and 1
+
     def set_statistics(self, mean: list[float], scale: list[float]) -> None:
         self.statistics = mean, scale
 

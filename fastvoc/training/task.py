@@ -48,6 +48,7 @@ class Task:
 
     Model: type[Vocoder]
     loss_unit = ""  # of "loss", for the axis of the curve
+    initial: dict[str, Tensor] | None = None  # weights that "model" starts from, instead of random ones
 
     def __init__(self, recipe: dict):
         self.recipe, self.options = recipe, recipe["training"]
@@ -67,6 +68,8 @@ class Task:
 
     def model(self) -> nn.Module:
         model = self.Model(self.config)
+        if self.initial is not None:
+            model.load_state_dict(self.initial)
         return model.apply_weight_norm() if self.options.get("weight_norm") else model
 
     def finished(self, weights: dict[str, Tensor]) -> Vocoder:
@@ -75,6 +78,18 @@ class Task:
         model.load_state_dict(fold_weight_norm(weights))
         model.preprocessing = self.preprocessing()
         return model.eval()
+
+    def start_from(self, model: Vocoder) -> tuple[list[float], list[float]] | None:
+        """Take over a trained model's weights. -> its mean and scale of every mel band, which go with them, or None."""
+        if model.config != self.config:
+            raise ConfigError(
+                f"the model to start from is {model.config}, the recipe's is {self.config}",
+                hint="Copy the recipe, and give it the model's settings.",
+            )
+        self.initial = fold_weight_norm(model.state_dict())
+        if model.mel_config is None or model.mel_config.mean is None:
+            return None
+        return list(model.mel_config.mean), list(model.mel_config.scale)
 
     def set_statistics(self, mean: list[float], scale: list[float]) -> None:
         """The training set's mean and scale of every mel band; a family that is not normalised ignores them."""

@@ -25,6 +25,7 @@ from torch.utils._pytree import tree_map
 
 from fastvoc._atomic import atomic_path
 from fastvoc.errors import ConfigError, CorruptCheckpointError
+from fastvoc.models import load
 from fastvoc.training import processes
 from fastvoc.training.curve import plot_curve
 from fastvoc.training.data import Corpus
@@ -80,9 +81,21 @@ def in_precision(network, dtype: torch.dtype, device: torch.device):
 
 
 class Trainer:
-    """Trainer(recipe, data, out).train(). Under torchrun the batch is shared by its processes (processes.py)."""
+    """Trainer(recipe, data, out).train(). Under torchrun the batch is shared by its processes (processes.py).
 
-    def __init__(self, recipe: dict, data: Path, out: Path, compile: bool | None = None, device: str = "cpu"):
+    init: a checkpoint or model folder of the recipe's configuration, to start from its weights (a fine-tuning). A training
+    that resumes from out ignores it.
+    """
+
+    def __init__(
+        self,
+        recipe: dict,
+        data: Path,
+        out: Path,
+        compile: bool | None = None,
+        device: str = "cpu",
+        init: Path | None = None,
+    ):
         if recipe["family"] not in TASKS:
             raise ConfigError(f"recipe of unknown family {recipe['family']!r}; known are {sorted(TASKS)}")
         self.recipe, self.options, self.out = recipe, recipe["training"], Path(out)
@@ -102,7 +115,11 @@ class Trainer:
         self.heldout = Corpus(data / "heldout", self.task.mel) if has_parts else self.corpus
         state = self._read_state()
         # The statistics are the training's: a resumed one keeps them, whatever the folder holds by then
-        self.statistics = state["statistics"] if state else [x.tolist() for x in self.corpus.band_statistics()]
+        if state:
+            self.statistics = state["statistics"]
+        else:
+            given = self.task.start_from(load(init)) if init is not None else None
+            self.statistics = given or [x.tolist() for x in self.corpus.band_statistics()]
         self.task.set_statistics(*self.statistics)
         for corpus in {self.corpus, self.heldout}:
             self.task.prepare(corpus)
