@@ -5,7 +5,7 @@ import os
 
 import torch
 
-from fastvoc import _C
+from fastvoc import _C, _cpus
 from fastvoc._cuda import warmup
 from fastvoc._op import backend
 from fastvoc.errors import ConfigError
@@ -36,7 +36,9 @@ def set_cpu_isa(name: str) -> None:
 
 
 def set_num_threads(n: int) -> None:
-    """Threads that one call of a CPU kernel may use. Default: FASTVOC_NUM_THREADS, else torch.get_num_threads()."""
+    """Threads that one call of a CPU kernel may use. Default: FASTVOC_NUM_THREADS, else torch.get_num_threads(),
+    or fewer where the process's CPU affinity or control group (a container's limit) leaves it less.
+    """
     if not 1 <= n <= 1024:
         raise ConfigError(f"the number of threads must lie in 1…1024, got {n}")
     _C.set_num_threads(n)
@@ -49,7 +51,7 @@ def get_num_threads() -> int:
 if os.environ.get("FASTVOC_CPU_ISA"):
     set_cpu_isa(os.environ["FASTVOC_CPU_ISA"])
 try:
-    set_num_threads(int(os.environ.get("FASTVOC_NUM_THREADS") or torch.get_num_threads()))
+    set_num_threads(int(os.environ.get("FASTVOC_NUM_THREADS") or min(torch.get_num_threads(), _cpus.available(), 1024)))
 except ValueError:
     raise ConfigError(f"FASTVOC_NUM_THREADS: got {os.environ['FASTVOC_NUM_THREADS']!r}, expected 1…1024") from None
 

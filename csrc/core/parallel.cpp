@@ -4,7 +4,11 @@
 #include <sched.h>
 
 #include <condition_variable>
+#include <memory>
 #include <mutex>
+#include <stdexcept>
+#include <string>
+#include <system_error>
 #include <thread>
 #include <vector>
 #if defined(__x86_64__)
@@ -31,65 +35,90 @@ void spin_until(F ready) {
   while (!ready()) sched_yield();
 }
 
-struct Pool {
-  std::mutex busy;  // one team at a time: members of two half-started teams would wait for each other for ever
+struct Team {
+  void (*work)(void*, int);
+  void* context;
+  std::atomic<int> running;
+};
+
+struct Member {  // a thread that belongs to one team at a time, or to none
   std::mutex mutex;
   std::condition_variable wake;
-  std::vector<std::thread> threads;
-  void (*work)(void*, int) = nullptr;
-  void* context = nullptr;
-  int team = 0;
-  unsigned generation = 0;
-  std::atomic<int> running{0};
+  Team* team = nullptr;
+  int id = 0;
 
-  void member(int id, unsigned seen) {
+  void join(Team& next, int as) {
+    {
+      std::lock_guard<std::mutex> lock(mutex);
+      team = &next, id = as;
+    }
+    wake.notify_one();
+  }
+};
+
+struct Pool {
+  std::mutex mutex;
+  std::vector<Member*> idle;
+
+  // n members for one team, all or none: half-filled teams would wait for each other for ever
+  std::vector<Member*> claim(int n) {
+    std::vector<Member*> members;
+    members.reserve(n);
+    std::lock_guard<std::mutex> lock(mutex);
+    while (int(members.size()) < n && !idle.empty()) members.push_back(idle.back()), idle.pop_back();
+    try {
+      while (int(members.size()) < n) {
+        auto fresh = std::make_unique<Member>();
+        std::thread([this, me = fresh.get()] { serve(*me); }).detach();
+        members.push_back(fresh.release());
+      }
+    } catch (const std::system_error& error) {
+      idle.insert(idle.end(), members.begin(), members.end());
+      throw std::runtime_error("fastvoc: cannot start " + std::to_string(n + 1) + " threads: " + error.what());
+    }
+    return members;
+  }
+
+  void serve(Member& me) {
     for (;;) {
-      std::unique_lock<std::mutex> lock(mutex);
-      wake.wait(lock, [&] { return generation != seen; });
-      seen = generation;
-      if (id >= team) continue;
+      std::unique_lock<std::mutex> lock(me.mutex);
+      me.wake.wait(lock, [&] { return me.team != nullptr; });
+      Team& team = *me.team;
+      const int id = me.id;
+      me.team = nullptr;
       lock.unlock();
-      work(context, id);
-      running.fetch_sub(1, std::memory_order_release);
+      team.work(team.context, id);
+      {
+        std::lock_guard<std::mutex> all(mutex);
+        idle.push_back(&me);  // before the team counts it out, so that the next call finds it
+      }
+      team.running.fetch_sub(1, std::memory_order_release);
     }
   }
 };
 
-Pool* pool = nullptr;  // never deleted: its threads live as long as the process
+std::atomic<Pool*> pool{nullptr};  // never deleted: its threads live as long as the process
 
-void forget_pool() { pool = nullptr; }  // after fork() the child has none of the threads; it makes its own when needed
+// After fork() the child has none of the threads, and a lock may be held by one that is gone: it makes its own pool.
+[[maybe_unused]] const int at_fork = pthread_atfork(nullptr, nullptr, [] { pool.store(nullptr); });
 
 Pool& the_pool() {
-  static std::mutex making;
-  static const bool registered = (pthread_atfork(nullptr, nullptr, forget_pool), true);
-  (void)registered;
-  std::lock_guard<std::mutex> lock(making);
-  if (!pool) pool = new Pool;
-  return *pool;
+  Pool* made = pool.load(std::memory_order_acquire);
+  if (made) return *made;
+  auto fresh = std::make_unique<Pool>();
+  if (pool.compare_exchange_strong(made, fresh.get(), std::memory_order_acq_rel)) return *fresh.release();
+  return *made;  // another thread was first
 }
 
 }  // namespace
 
 void run_team(int n, void (*work)(void*, int), void* context) {
   if (n <= 1) return work(context, 0);
-  Pool& p = the_pool();
-  std::lock_guard<std::mutex> one_team(p.busy);
-  {
-    std::lock_guard<std::mutex> lock(p.mutex);
-    while (int(p.threads.size()) < n - 1) {
-      const int id = int(p.threads.size()) + 1;
-      p.threads.emplace_back([&p, id, seen = p.generation] { p.member(id, seen); });
-      p.threads.back().detach();
-    }
-    p.work = work;
-    p.context = context;
-    p.team = n;
-    p.running.store(n - 1, std::memory_order_relaxed);
-    ++p.generation;
-  }
-  p.wake.notify_all();
+  const std::vector<Member*> members = the_pool().claim(n - 1);
+  Team team{work, context, {n - 1}};
+  for (int i = 1; i < n; ++i) members[i - 1]->join(team, i);
   work(context, 0);
-  spin_until([&] { return p.running.load(std::memory_order_acquire) == 0; });
+  spin_until([&] { return team.running.load(std::memory_order_acquire) == 0; });
 }
 
 void Barrier::wait() {

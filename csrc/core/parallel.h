@@ -5,7 +5,8 @@
 namespace fastvoc {
 
 // Runs work(context, 0 … n - 1) on n threads at the same time, the caller being number 0; returns when all are done.
-// All n really run at once, so they may wait for each other. Calls from several threads queue up.
+// All n really run at once, so they may wait for each other. Teams of several callers run side by side; their threads are
+// kept for later calls. Throws std::runtime_error, before any work, where threads cannot be started.
 void run_team(int n, void (*work)(void*, int), void* context);
 
 // Where the members of a team wait for each other. Spins, because a sample has dozens of such points and a sleep costs

@@ -26,6 +26,7 @@ inline const float* tap(const float* in, std::int64_t frame, std::int64_t n_fram
 void upsample_fir(const float* in, const float* weight, float* out, std::int64_t n_frames, std::int64_t first_in,
                   std::int64_t first_out, std::int64_t n_out, int C, int scale, int n_taps, int freq_taps, int first,
                   float bias, float slope, int edge) {
+  const FlushDenormals flush;
   const int half = (freq_taps - 1) / 2;
   for (std::int64_t n = first_out; n < first_out + n_out; ++n, out += C) {
     const float* w = weight + std::int64_t(n % scale) * n_taps * freq_taps;
@@ -48,6 +49,7 @@ void upsample_fir(const float* in, const float* weight, float* out, std::int64_t
 void upsample_mix(const float* in, const float* weight, const float* bias, float* out, std::int64_t n_frames,
                   std::int64_t first_in, std::int64_t first_out, std::int64_t n_out, int C, int C_out, int scale,
                   int n_taps, int first, int edge) {
+  const FlushDenormals flush;
   // Phase by phase: a phase's weights (n_taps·C·C_out floats) stay in cache for all frames of the range
   for (int p = 0; p < scale; ++p) {
     std::int64_t n = first_out + (p - first_out % scale + scale) % scale;

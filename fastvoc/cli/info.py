@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 import fastvoc
-from fastvoc import _C, _cuda
+from fastvoc import _C, _cpus, _cuda
 from fastvoc._op import BACKENDS, OPS
 from fastvoc.cli.options import add_command
 from fastvoc.cli.terminal import print_table
@@ -69,7 +69,7 @@ def cpu() -> dict:
     return {
         "name": fields.get("model name") or platform.processor() or platform.machine(),
         "architecture": platform.machine(),
-        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cpus": _cpus.available(),
         "features": [flag for flag in FEATURES if flag in flags],
     }
 

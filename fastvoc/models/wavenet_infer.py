@@ -12,7 +12,7 @@ from fastvoc._op import forced_backend
 from fastvoc.audio.mulaw import mulaw_encode
 from fastvoc.errors import ConfigError, DeviceError, DTypeError, ShapeError
 from fastvoc.models.vocoder import check_seed, fresh_seed
-from fastvoc.models.wavenet_streams import CHUNK_SAMPLES, WaveNetStream, as_wave, check_finite, generate
+from fastvoc.models.wavenet_streams import WaveNetStream, as_wave, check_finite, generate, samples_at_once
 from fastvoc.ops.philox import n_draws
 from fastvoc.ops.upsample import StreamingUpsampler, WholeUpsampler
 from fastvoc.ops.wavenet_generate import wavenet_generate
@@ -257,8 +257,9 @@ class Generation:
     def _without_mel(self, streams, layer_conditioning, total, noise, forced, progress):
         """All streams through `total` samples, from conditioning that is there already, or from none."""
         waves, params = [[] for _ in streams], [[] for _ in streams]
-        for start in range(0, total, CHUNK_SAMPLES):
-            piece = slice(start, min(start + CHUNK_SAMPLES, total))
+        most = samples_at_once(streams[0].plan, len(streams))
+        for start in range(0, total, most):
+            piece = slice(start, min(start + most, total))
             cond = None if layer_conditioning is None else [x[:, :, piece].permute(2, 0, 1) for x in layer_conditioning]
             out, given = streams[0].plan.run(
                 [s.state for s in streams],

@@ -9,7 +9,8 @@ from torch import Tensor
 from fastvoc.audio.mulaw import mulaw_decode
 from fastvoc.errors import ConfigError, FeatureError, ShapeError
 
-CHUNK_SAMPLES = 4096  # whose conditioning is held at once: times 80 bands 1.3 MB. Between two chunks Ctrl-C is heard
+CHUNK_SAMPLES = 4096  # whose conditioning is held at once: times 80 bands 1.3 MB
+CHUNK_PRODUCTS = 4 << 30  # multiplications of one call of the engine: a tenth of a second or a few. Then Ctrl-C is heard
 
 
 class WaveNetStream:
@@ -34,11 +35,10 @@ class WaveNetStream:
         self._last_frame = None
 
     def state_dict(self) -> dict:
-        up = self.upsampler
-        frames = None if up is None else (up.mel.clone(), up.first_frame, up.n_done, up.finished)
+        frames = None if self.upsampler is None else self.upsampler.mark()
         return {
             "state": self.state.clone(),
-            "frames": frames,
+            "frames": None if frames is None else (frames[0].clone(), *frames[1:]),  # of a view, the rest stays behind
             "ends": (self.started, self.closed, self._last_frame),
         }
 
@@ -51,8 +51,21 @@ class WaveNetStream:
         self.state.copy_(saved["state"])
         self.started, self.closed, self._last_frame = saved["ends"]
         if self.upsampler is not None:
-            up = self.upsampler
-            up.mel, up.first_frame, up.n_done, up.finished = saved["frames"]
+            self.upsampler.rewind(saved["frames"])
+
+    def checkpoint(self) -> tuple:
+        """Where the generation stands now: `restore` takes this stream back there."""
+        state = dict(self.state) if isinstance(self.state, dict) else self.state.clone()
+        return state, None if self.upsampler is None else self.upsampler.mark()
+
+    def restore(self, checkpoint: tuple) -> None:
+        state, mark = checkpoint
+        if isinstance(self.state, dict):
+            self.state.update(state)
+        else:
+            self.state.copy_(state)
+        if mark is not None:
+            self.upsampler.rewind(mark)
 
     def push(self, mel: Tensor | None = None, last: bool = False) -> None:
         """mel (n_mels, n_frames): the next frames of the utterance. last: these were all."""
@@ -92,38 +105,54 @@ def generate(
 
     noise, forced: per stream tensors of at least that length, or None.   progress(done, total) of the longest stream
     -> per stream (n,) samples as drawn (classes for a softmax model), and with parameters=True (n, out_channels)
+
+    All or nothing: after an exception, Ctrl-C included, every stream stands where it stood before the call.
     """
     ready = [s.n_ready() for s in streams]
     wanted = ready if n_samples is None else n_samples
     if any(n > r for n, r in zip(wanted, ready)):
         raise ShapeError(f"asked for {wanted} samples, the mel so far determines {ready}", hint="Push more mel first.")
-    plan = streams[0].plan if streams else None
-    pieces = [[] for _ in streams]
-    given = [[] for _ in streams]
+    if not streams:
+        return [], [] if parameters else None
+    plan = streams[0].plan
+    waves, given = ([torch.empty(0)] * len(streams) for _ in range(2))
     done = [0] * len(streams)
-    while any(d < n for d, n in zip(done, wanted)):
-        active = [i for i in range(len(streams)) if done[i] < wanted[i]]
-        counts = [min(wanted[i] - done[i], CHUNK_SAMPLES) for i in active]
-        part = lambda x: None if x is None else [x[i][done[i] : done[i] + n] for i, n in zip(active, counts)]
-        cond = [streams[i].upsampler.take(n) for i, n in zip(active, counts)]
-        out, params = plan.run(
-            [streams[i].state for i in active],
-            counts,
-            cond,
-            noise=part(noise),
-            forced=part(forced),
-            parameters=parameters,
-        )
-        for k, i in enumerate(active):
-            done[i] += counts[k]
-            pieces[i].append(out[k])
-            if parameters:
-                given[i].append(params[k])
-        if progress is not None:
-            progress(max(done), max(wanted))
-    empty = torch.empty(0)
-    waves = [torch.cat(p) if p else empty for p in pieces]
-    return waves, [torch.cat(g) if g else empty for g in given] if parameters else None
+    before = [s.checkpoint() for s in streams]
+    try:
+        while active := [i for i in range(len(streams)) if done[i] < wanted[i]]:
+            most = samples_at_once(plan, len(active))
+            parts = [slice(done[i], min(done[i] + most, wanted[i])) for i in active]
+            of = lambda x: None if x is None else [x[i][part] for i, part in zip(active, parts)]
+            out, params = plan.run(
+                [streams[i].state for i in active],
+                [part.stop - part.start for part in parts],
+                [streams[i].upsampler.take(part.stop - part.start) for i, part in zip(active, parts)],
+                noise=of(noise),
+                forced=of(forced),
+                parameters=parameters,
+            )
+            for k, i in enumerate(active):
+                if not done[i]:
+                    waves[i] = out[k].new_empty(wanted[i])
+                    given[i] = params[k].new_empty(wanted[i], plan.n_out) if parameters else None
+                waves[i][parts[k]] = out[k]
+                if parameters:
+                    given[i][parts[k]] = params[k]
+                done[i] = parts[k].stop
+            if progress is not None:
+                progress(max(done), max(wanted))
+        return waves, given if parameters else None
+    except BaseException:
+        for stream, checkpoint in zip(streams, before):
+            stream.restore(checkpoint)
+        raise
+
+
+def samples_at_once(plan, n_streams: int) -> int:
+    """Samples of each stream that one call of the engine may make: it hears no Ctrl-C, and holds all their conditioning."""
+    w = plan.weights
+    products = sum(m.numel() for m in (w.w_in, w.w_cond, w.w_res, w.w_skip, w.w_hidden, w.w_logits))
+    return max(16, min(CHUNK_SAMPLES, CHUNK_PRODUCTS // (products * n_streams)))
 
 
 def as_wave(config, drawn: Tensor) -> Tensor:

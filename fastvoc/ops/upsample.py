@@ -163,7 +163,18 @@ def upsample_samples(stages: list, mel: Tensor, indent: int = 0) -> Tensor:
 EDGES = ("zero", "clamp", "valid")
 
 
-class WholeUpsampler:
+class _Frames:
+    """What the upsamplers keep of an utterance."""
+
+    def mark(self) -> tuple:
+        """All of it; `rewind` goes back there. Tensors are replaced, never changed."""
+        return self.mel, self.first_frame, self.n_done, self.finished
+
+    def rewind(self, mark: tuple) -> None:
+        self.mel, self.first_frame, self.n_done, self.finished = mark
+
+
+class WholeUpsampler(_Frames):
     """StreamingUpsampler's stand-in for a network that has no stages: the samples are there when the last frame is."""
 
     def __init__(self, network: torch.nn.Module, n_mels: int):
@@ -192,7 +203,7 @@ class WholeUpsampler:
         return self.mel[self.n_done - n : self.n_done]
 
 
-class StreamingUpsampler:
+class StreamingUpsampler(_Frames):
     """The stages on a mel that arrives in pieces: gives each sample's conditioning as soon as it can be known.
 
     Keeps the few frames that later samples still need; its memory does not grow with the utterance.
