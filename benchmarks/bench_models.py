@@ -6,6 +6,7 @@ A contender of ours is the model as users call it. A peer is the same model with
 
 import importlib.util
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -33,7 +34,7 @@ REPORT = {
 }  # fmt: skip
 METHOD = {
     "rtf": "seconds computed per second of audio, all items of the batch counted; median of interleaved rounds",
-    "noise": "given, so that making it is nobody's time",
+    "work": "infer: mel in, float samples out; upsampling, flows or denoising steps and heads included; the noise is given",
     "peers": "the same model with other implementations of its gated residual stacks; see benchmarks/stack_peers.py",
     "error_db": "rms of the difference to the model in float64 (PyTorch), relative to the rms of its output",
     "checked": "fp32: no further from float64 than twice PyTorch eager (+ 1e-6 of the peak); bf16: 20 dB below the signal",
@@ -188,15 +189,12 @@ def bench(name: str, case: Case, B: int, seconds: float, n_threads: int, quick: 
 
 
 @torch.inference_mode()
-def run(quick: bool = False, n_threads: int | None = None, only: str = "") -> dict:
-    """-> rows, and what was skipped and why"""
-    rows, skipped = [], {}
+def run(quick: bool = False, n_threads: int | None = None, only: str = "") -> Iterator[dict]:
+    """A part for each model and number of threads. only: models whose name has this in it."""
     most = n_threads or fastvoc.get_num_threads()
-    cases = TINY if quick else {name: case for name, case in CASES.items() if only in name}
-    for name, case in cases.items():
+    for name, case in (TINY if quick else CASES).items():
         for threads in sorted({1, most}):
-            some, missing = bench(name, case, 1, 0.05 if quick else case.seconds, threads, quick)
-            rows += some
-            skipped |= missing
-    return {"rows": rows, "columns": COLUMNS, "skipped": skipped, "method": METHOD, "report": REPORT}
+            if only in name:
+                rows, skipped = bench(name, case, 1, 0.05 if quick else case.seconds, threads, quick)
+                yield {"rows": rows, "skipped": skipped}
 

@@ -4,6 +4,8 @@ Operators, cases and exact values come from the records in fastvoc/ops: a new op
 every tensor as moved once; its fraction is of a measured copy, and exceeds 1 where the tensors stay in a cache.
 """
 
+import time
+from collections.abc import Iterator
 from contextlib import ExitStack
 
 import torch
@@ -22,7 +24,14 @@ COLUMNS = [
     "op", "case", "threads", "contender", "us", "us_min", "us_max", "gb_per_s", "of_copy", "vs_eager",
     "disturbed_rounds",
 ]
+METHOD = {
+    "work": "one call of the operator on tensors that are there, fresh outputs every call",
+    "gb_per_s": "every tensor counted as moved once; of_copy: over torch's copy_ of 256 MB, read and written",
+    "checked": "no further from float64 than twice PyTorch eager and one rounding",
+}
 QUICK = ("in cache", "ragged", "single")
+UNCOMPILED = ("ragged", "single", "wide", "causal, kernel 5", "no conditioning", "shorter than its reach")
+COMPILE_SECONDS = 150  # after so long no further case gets a torch.compile contender: each takes seconds to compile
 
 
 def callable_ops() -> list[Op]:
@@ -111,20 +120,18 @@ def bench_case(op: Op, label: str, n_threads: int, copy: float, with_compile: bo
 
 
 @torch.inference_mode()
-def run(quick: bool = False, n_threads: int | None = None) -> dict:
-    """-> rows, and what was skipped and why"""
-    how = dict(rounds=2, min_time=0.004) if quick else dict(rounds=7, min_time=0.05)
-    rows, skipped, copies = [], {}, {}
+def run(quick: bool = False, n_threads: int | None = None, only: str = "") -> Iterator[dict]:
+    """A part for each operator, case and number of threads. only: operators whose name has this in it."""
+    how = dict(rounds=2, min_time=0.004) if quick else dict(rounds=5, min_time=0.03, retries=1)
+    compile_until = time.monotonic() + (0 if quick else COMPILE_SECONDS)
     for n in sorted({1, n_threads or fastvoc.get_num_threads()}):
-        copies[n] = timer.copy_bandwidth(n, *((0.02, 16 << 20) if quick else ()))
+        copy = timer.copy_bandwidth(n, *((0.02, 16 << 20) if quick else ()))
+        yield {"copy_gb_per_s": {str(n): round(copy / 1e9, 2)}}
         for op in callable_ops():
-            for label in (c for c in op.cases if not quick or c in QUICK):
-                some, missing = bench_case(op, label, n, copies[n], with_compile=not quick, **how)
-                rows += some
-                skipped |= {f"{op.name}, {label}, {n} threads, {name}": reason for name, reason in missing.items()}
-    return {
-        "rows": rows, "columns": COLUMNS, "skipped": skipped or ({"torch.compile": "--quick"} if quick else {}),
-        "copy_gb_per_s": {n: round(b / 1e9, 2) for n, b in copies.items()},
-        "report": REPORT,
-        "method": "fresh outputs every call; contenders in turn, medians; copy: torch copy_ of 256 MB, read + written",
-    }
+            for label in (c for c in op.cases if only in op.name and (not quick or c in QUICK)):
+                with_compile = label not in UNCOMPILED and time.monotonic() < compile_until
+                rows, missing = bench_case(op, label, n, copy, with_compile, **how)
+                if not with_compile:
+                    missing["torch.compile"] = "not this case, or the time for compiling was used up"
+                where = f"{op.name}, {label}, {n} thread{'s' if n > 1 else ''}"
+                yield {"rows": rows, "skipped": {f"{where}, {name}": reason for name, reason in missing.items()}}

@@ -6,7 +6,7 @@ that, all of them are fed the same samples, and their outputs compared with the 
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,6 +46,7 @@ DEMO = Path(fastvoc.__file__).parent / "demo" / "wavenet"
 N_CHECKED = 560  # samples: longer than the longest ring of the sizes above, so that all of them wrap
 MAX_SAMPLES = 16384  # per stream and run
 METHOD = {
+    "work": "conditioning 1x1, all layers, head and drawing included; upsampling and conversion to a wave not",
     "samples_per_s": "of all streams together, median of the rounds; from conditioning at sample rate and empty state",
     "rtf": "seconds computed per second of audio, the audio of all streams counted",
     "vs_torch_loop": "samples_per_s over that of the PyTorch loop (ReferencePlan) with as many streams and threads",
@@ -271,12 +272,9 @@ def models(quick: bool):
         yield "fastvoc/demo/wavenet", fastvoc.load(DEMO).eval()
 
 
-def run(quick: bool = False, n_threads: int | None = None, only: str = "") -> dict:
-    rows, skipped, sizes = [], {}, {}
+def run(quick: bool = False, n_threads: int | None = None, only: str = "") -> Iterator[dict]:
+    """A part for each size. only: sizes whose name has this in it."""
     for name, model in models(quick):
-        if only not in name:
-            continue
-        some, missing, sizes[name] = bench_size(name, model, n_threads or fastvoc.get_num_threads(), quick)
-        rows += some
-        skipped |= {f"{name}: {what}": reason for what, reason in missing.items()}
-    return {"rows": rows, "columns": COLUMNS, "sizes": sizes, "skipped": skipped, "method": METHOD, "report": REPORT}
+        if only in name:
+            rows, missing, facts = bench_size(name, model, n_threads or fastvoc.get_num_threads(), quick)
+            yield {"rows": rows, "sizes": {name: facts}, "skipped": {f"{name}: {what}": why for what, why in missing.items()}}

@@ -4,28 +4,20 @@ A run is disturbed when another process, or the hypervisor, had a share of the m
 where that does not help the fastest attempt stands, and the row says so.
 """
 
-import datetime
-import json
 import os
-import platform
 import statistics
-import subprocess
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 
-import numpy as np
 import torch
 
 import fastvoc
 from fastvoc import _C
-from fastvoc._atomic import atomic_path
 
-RESULTS = Path(__file__).parent / "results"
 SHARE_LIMIT = 0.05  # of the machine that others may use during a run, and of a one-thread run spent waiting
 TICK = 0.02  # seconds: /proc/stat counts in hundredths, on both ends
 
@@ -259,80 +251,6 @@ def mac_peak(n_threads: int, dtype: torch.dtype, seconds: float = 0.5, n: int = 
     a = torch.ones(n, n, dtype=dtype)
     with threads(n_threads), torch.inference_mode():
         return n**3 / best_of(lambda: a @ a, seconds)
-
-
-def environment() -> dict:
-    return {
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "cpu": _cpu_model(), "cores": os.cpu_count(), "caches": _caches(),
-        "isas": real_isas(), "isa": fastvoc.cpu_isa(),
-        "isas_missing": {name: reason for name, supported, _, reason in _C.cpu_isas() if not supported},
-        "threads": fastvoc.get_num_threads(), "torch_threads": torch.get_num_threads(),
-        "fastvoc": fastvoc.__version__, "torch": torch.__version__, "numpy": np.__version__,
-        "python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}", **_commit(),
-    }
-
-
-def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
-def _caches() -> dict:
-    """Of the first core: {"L1d": "32K", "L2": …}"""
-    caches = {}
-    for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
-        level, kind, size = ((index / name).read_text().strip() for name in ("level", "type", "size"))
-        if kind != "Instruction":
-            caches[f"L{level}" + ("d" if kind == "Data" else "")] = size
-    return caches
-
-
-def _commit() -> dict:
-    def git(*args):
-        result = subprocess.run(["git", *args], cwd=RESULTS.parent, capture_output=True, text=True, check=True)
-        return result.stdout.strip()
-
-    try:
-        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
-    except (OSError, subprocess.CalledProcessError):  # an unpacked source archive, or no git here
-        return {"commit": None, "dirty": None}
-
-
-# ---- results ---------------------------------------------------------------------------------------------------------
-
-
-def write_results(
-    name: str, rows: list[dict], *, columns: list[str] | None = None, out: str | Path | None = None, **facts
-) -> Path:
-    """Writes rows, the environment and further facts to results/<name>.json, and prints the rows as a table."""
-    path = Path(out) if out else RESULTS / f"{name}.json"
-    print_table(rows, columns)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(path) as temporary:
-        content = {"name": name, "environment": environment(), **facts, "rows": rows}
-        temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-    return path
-
-
-def print_table(rows: list[dict], columns: list[str] | None = None) -> None:
-    columns = columns or list(dict.fromkeys(key for row in rows for key in row))
-    lines = [columns, *([_cell(row.get(c)) for c in columns] for row in rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
-    for line in lines:
-        cells = [cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(line, widths))]
-        print("  ".join(cells).rstrip())
-
-
-def _cell(value) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, float):
-        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-    return str(value)
 
 
 def rounded(row: dict, digits: int = 4) -> dict:

@@ -12,8 +12,8 @@ import torch
 
 import fastvoc
 from benchmarks import __main__ as command
-from benchmarks import bench_ops, timer
-from benchmarks.timer import Contender, DisagreementError, allclose, interleave, write_results
+from benchmarks import bench_ops, bench_scaling, bench_wavenet, record, timer
+from benchmarks.timer import Contender, DisagreementError, allclose, interleave
 from fastvoc._op import OPS
 from fastvoc.errors import BackendUnavailableError
 
@@ -158,29 +158,84 @@ def test_bandwidths_are_positive():
 # ---- results ---------------------------------------------------------------------------------------------------------
 
 
-def test_results_have_the_environment(tmp_path, capsys):
-    path = write_results("x", [{"contender": "a", "us": 1234.5}], out=tmp_path / "x.json", method="by hand")
+def test_results_have_the_environment(tmp_path):
+    path = tmp_path / "x.json"
+    record.record("x", iter([{"rows": [{"contender": "a", "us": 1234.5}]}]), path, method="by hand")
     result = json.loads(path.read_text())
     assert result["rows"] == [{"contender": "a", "us": 1234.5}] and result["method"] == "by hand"
     needed = "date cpu cores caches isas isa threads fastvoc torch numpy python commit dirty".split()
     assert set(needed) <= set(result["environment"])
     assert os.uname().nodename not in path.read_text() or len(os.uname().nodename) < 4
-    assert "contender" in capsys.readouterr().out
+
+
+def test_parts_are_joined_and_an_interrupted_run_leaves_what_it_has(tmp_path):
+    path, facts = tmp_path / "x.json", {"report": {"title": "X", "curves": [1]}}
+
+    def parts(stop):
+        yield {"rows": [{"us": 1}], "sizes": {"a": 1}, "report": {"curves": [2]}}
+        yield {"rows": [{"us": 2}], "sizes": {"b": 2}, "copy": 5}
+        if stop:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        record.record("x", parts(True), path, **facts)
+    left = json.loads(path.read_text())
+    assert left["complete"] is False and left["rows"] == [{"us": 1}, {"us": 2}]
+    assert left["sizes"] == {"a": 1, "b": 2} and left["copy"] == 5 and left["report"] == {"title": "X", "curves": [1, 2]}
+    assert record.record("x", parts(False), path, **facts)["complete"] is True
+    assert json.loads(path.read_text())["complete"] is True
+    assert facts == {"report": {"title": "X", "curves": [1]}}  # a module's constants stay as they are
 
 
 def test_results_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
-    path = write_results("x", [{"us": 1}], out=tmp_path / "x.json")
+    path = tmp_path / "x.json"
+    record.write({"us": 1}, path)
     before = path.read_text()
     with pytest.raises(TypeError):
-        write_results("x", [{"us": object()}], out=path)
+        record.write({"us": object()}, path)
 
     def interrupted(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(os, "replace", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        write_results("x", [{"us": 2}], out=path)
+        record.write({"us": 2}, path)
     assert path.read_text() == before and [p.name for p in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_only_and_quick_leave_the_checked_in_results_alone(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(command, "RESULTS", tmp_path)
+    monkeypatch.setattr(bench_ops, "run", lambda **how: iter([{"rows": [{"op": str(how["only"])}]}]))
+    command.main(["ops", "--quick"])
+    command.main(["ops", "--only", "gated"])
+    assert not list(tmp_path.iterdir()) and "gated" in capsys.readouterr().out
+    command.main(["ops"])
+    assert [p.name for p in tmp_path.iterdir()] == ["ops-cpu.json"]
+
+
+def test_one_benchmark_that_fails_does_not_stop_the_others(tmp_path, monkeypatch, capsys):
+    def fails(**_):
+        raise DisagreementError("wrong")
+        yield
+
+    monkeypatch.setattr(command, "BENCHMARKS", {"ops": "", "wavenet": ""})
+    monkeypatch.setattr(bench_ops, "run", fails)
+    monkeypatch.setattr(bench_wavenet, "run", lambda **_: iter([{"rows": [{"size": "it ran"}]}]))
+    with pytest.raises(SystemExit) as stopped:
+        command.main(["all", "--quick"])
+    assert stopped.value.code == "failed: ops" and "it ran" in capsys.readouterr().out
+
+
+def test_a_cliff_is_found_and_a_slope_is_not():
+    def row(size, us):
+        return {"kernel": "k", "sweep": "length", "contender": "fastvoc", "precision": "fp32", "threads": 1, "size": size,
+                "us": us, "us_min": us, "ns_per_unit": us / size * 1e3}  # fmt: skip
+
+    assert bench_scaling.cliffs([row(n, 100 + n) for n in (1, 10, 1000, 2000)]) == []
+    found = bench_scaling.cliffs([row(1000, 1000), row(1001, 3000), row(1002, 1002), row(4000, 9000)])
+    rules = {(f["size"], f["rule"]): f for f in found}
+    assert list(rules) == [(1001, "dearer a piece"), (1001, "padding would pay"), (4000, "dearer a piece")]
+    assert rules[1001, "padding would pay"]["next_to"] == 1002 and rules[4000, "dearer a piece"]["factor"] == 2.25
 
 
 def test_the_command_runs_and_writes_where_told(tmp_path, monkeypatch):
@@ -192,7 +247,7 @@ def test_the_command_runs_and_writes_where_told(tmp_path, monkeypatch):
     assert names == {"torch eager"} | {f"cpu {isa}" for isa in timer.real_isas()}
     assert {row["op"] for row in result["rows"]} == {op.name for op in bench_ops.callable_ops()}
     assert all(row["us_min"] <= row["us"] <= row["us_max"] and row["gb_per_s"] > 0 for row in result["rows"])
-    assert result["quick"] is True and result["copy_gb_per_s"]
+    assert result["quick"] is True and result["complete"] is True and result["copy_gb_per_s"]
 
 
 @pytest.mark.parametrize("arguments", [["all", "--out", "x.json"], ["ops", "--threads", "0"], ["nothing"]])

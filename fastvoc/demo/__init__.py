@@ -7,7 +7,7 @@ from pathlib import Path
 
 CLIP = Path(__file__).parent / "speech.wav"
 WAVENET = Path(__file__).parent / "wavenet"
-
+OPTIONS = {"diffwave": {"schedule": "fast"}}  # of `vocode`, by family: what the bundled models are shown with
 
 
 def bundled_models() -> dict[str, Path]:
@@ -15,4 +15,11 @@ def bundled_models() -> dict[str, Path]:
     return {p.parent.name: p.parent for p in sorted(Path(__file__).parent.glob("*/config.json"))}
 
 
-__all__ = ["CLIP", "WAVENET", "bundled_models"]
+def precisions_of(model) -> tuple[str, ...]:
+    """What `infer` of this model takes as precision."""
+    from fastvoc.ops import gated_residual_stack, wavenet_generate
+
+    return (wavenet_generate if model.family == "wavenet" else gated_residual_stack).PRECISIONS
+
+
+__all__ = ["CLIP", "OPTIONS", "WAVENET", "bundled_models", "precisions_of"]
