@@ -17,7 +17,7 @@ import torch
 import fastvoc
 from fastvoc.audio import MelConfig, read_wav, write_wav
 from fastvoc.cli import main
-from fastvoc.models import Preprocessing, WaveNet, WaveNetConfig
+from fastvoc.models import ParallelWaveGAN, Preprocessing, WaveNet, WaveNetConfig
 from fastvoc.ops.wavenet_generate import ReferencePlan, wavenet_generate
 from fastvoc.training.trainer import Trainer
 
@@ -89,16 +89,36 @@ def left_in(folder: Path) -> list[str]:
 
 def test_demo(place, tmp_path, call):
     out = tmp_path / "out"
-    line = ["demo", "--model", place / "model", "--clip", place / "clip.wav", "--out", out]
-    code, said, notes = call(*line, "--peer-seconds", 0.05, "--precision", "bf16")
+    gan = ParallelWaveGAN(
+        layers=4, stacks=2, residual_channels=8, gate_channels=16, skip_channels=8, aux_channels=BANDS, aux_context_window=1,
+        upsample_params={"upsample_scales": [5, 8]},
+    )  # fmt: skip
+    gan.preprocessing = Preprocessing(MelConfig(**MEL, floor=FLOOR))
+    gan.save_pretrained(tmp_path / "gan")
+    line = ["demo", "--model", place / "model", "--model", tmp_path / "gan", "--model", place / "model"]
+    code, said, notes = call(*line, "--clip", place / "clip.wav", "--out", out, "--peer-seconds", 0.05, "--precision", "bf16")
     assert code == 0
-    assert left_in(out) == ["original.wav", "wavenet.png", "wavenet.wav"]
-    assert len(read_wav(out / "wavenet.wav", RATE)[0]) == len(sound(0.6))
-    assert (out / "wavenet.png").read_bytes()[1:4] == b"PNG"
-    assert f"fastvoc (cpu, {fastvoc.cpu_isa()}, bf16, 1 thread)" in said and "PyTorch incremental loop" in said
-    words = "samples/s", "real-time factor", "ratio", "1×", "log-mel distance", "PESQ-WB", "STOI"
+    wavs = ["parallel_wavegan", "recording", "wavenet", "wavenet-2"]
+    assert left_in(out) == sorted([*(f"{name}.wav" for name in wavs), "demo.png"])
+    assert all(len(read_wav(out / f"{name}.wav", RATE)[0]) == len(sound(0.6)) for name in wavs)
+    assert (out / "wavenet.wav").read_bytes() == (out / "wavenet-2.wav").read_bytes() != (out / "recording.wav").read_bytes()
+    assert (out / "demo.png").read_bytes()[1:4] == b"PNG"
+    assert f"fastvoc on the CPU: {fastvoc.cpu_isa()}, bf16, 1 thread\n" in said
+    words = "samples/s", "real-time factor", "ratio", "1×", "log-mel distance", "PESQ-WB", "STOI", "sample by sample"
     assert all(word in said for word in words)
-    assert "agree" in notes
+    assert notes.count("agree") == 3
+
+
+def test_demo_of_another_sample_rate(place, tmp_path, call):
+    """The clip is converted to the model's rate; a model without a convention cannot be fed."""
+    write_wav(tmp_path / "faster.wav", sound(0.3), 2 * RATE)
+    line = ["demo", "--clip", tmp_path / "faster.wav", "--out", tmp_path / "out", "--peer-seconds", 0.05]
+    assert call(*line, "--model", place / "model")[0] == 0
+    assert len(read_wav(tmp_path / "out" / "wavenet.wav", RATE)[0]) == len(sound(0.15))
+    assert len(read_wav(tmp_path / "out" / "recording.wav", 2 * RATE)[0]) == len(sound(0.3))
+    WaveNet(WaveNetConfig(**MODEL)).save_pretrained(tmp_path / "bare")
+    code, said, err = call(*line, "--model", tmp_path / "bare")
+    assert (code, said) == (1, "") and "names no mel convention" in err
 
 
 def test_demo_refuses_to_time_an_engine_that_is_wrong(place, tmp_path, call, monkeypatch):
@@ -108,7 +128,7 @@ def test_demo_refuses_to_time_an_engine_that_is_wrong(place, tmp_path, call, mon
     monkeypatch.setitem(wavenet_generate.backends, "reference", off_by_a_hundredth)
     code, said, err = call("demo", "--model", place / "model", "--clip", place / "clip.wav", "--out", tmp_path / "out")
     assert code == 1 and not said
-    assert "error: the compiled engine and the PyTorch loop disagree" in err and "more than 1e-04" in err
+    assert "error: the compiled kernels and plain PyTorch disagree on wavenet" in err and "more than 1e-04" in err
     assert left_in(tmp_path) == []
 
 
