@@ -5,6 +5,7 @@ Written from the papers and the layouts of their checkpoints, for tests of what 
 
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -195,6 +196,17 @@ class UpsampleNetwork(nn.Module):
         return c[:, 0]
 
 
+class IndentedUpsampleNetwork(UpsampleNetwork):
+    """r9y9's: the samples of `cin_pad` context frames on each side are cut off."""
+
+    def __init__(self, cin_pad, scales, *args):
+        super().__init__(scales, *args)
+        self.indent = cin_pad * np.prod(scales)  # a number of NumPy's, as upstream's
+
+    def forward(self, c):
+        return super().forward(c)[:, :, self.indent : -self.indent]
+
+
 class CausalUpsampleNetwork(UpsampleNetwork):
     """Of one stage: the convolution sees the past only."""
 
@@ -310,8 +322,9 @@ class R9y9WaveNet(nn.Module):
     ):  # fmt: skip
         super().__init__()
         self.scalar_input, self.out_channels, self.cin_channels = scalar_input, out_channels, cin
+        self.of_2018 = of_2018
         if of_2018:
-            self.legacy, self.upsample_conv = True, net
+            self.upsample_conv = net
         else:
             self.output_distribution, self.upsample_net = distribution, net
         self.first_conv = weight_norm(nn.Conv1d(1 if scalar_input else out_channels, R, 1))
@@ -324,7 +337,7 @@ class R9y9WaveNet(nn.Module):
         self.embed_speakers = nn.Embedding(n_speakers, gin) if n_speakers else None
 
     def forward(self, x, c=None, g=None, softmax=False):
-        of_2018 = hasattr(self, "legacy")
+        of_2018 = self.of_2018
         net = self.upsample_conv if of_2018 else self.upsample_net
         c = c if c is None or net is None else net(c)
         g = g if g is None or self.embed_speakers is None else self.embed_speakers(g.reshape(-1, 1)).transpose(1, 2)

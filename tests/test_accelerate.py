@@ -167,6 +167,19 @@ def test_waveglow(changes, alternating):
     assert torch.equal(model.infer(mel, sigma=1.0), sigma_1) and model.remove_weightnorm(model) is model
 
 
+def test_sigma_of_infer_onnx():
+    """It scales the last flows' noise, not the early outputs'."""
+    original, mel = waveglow(fused=False), torch.randn(2, 4, 12)
+    model = fastvoc.accelerate(original)
+    draws = [torch.randn(shape) for shape in model.noise_shapes(2, 12 * original.upsample.stride[0] // 8)]
+    with torch.no_grad():
+        want = original.infer(mel, 1.0, [0.7 * draws[0], *draws[1:]])
+    z = torch.cat(draws, 1)
+    assert len(draws) > 1 and close(model.infer_onnx(mel, z, 0.7), want) and close(model.infer_onnx(mel, z[..., None], 0.7), want)
+    with pytest.raises(ShapeError, match=r"z is \(2, 7, .*expected \(B, 8, n_groups\)"):
+        model.infer_onnx(mel, z[:, 1:])
+
+
 def test_the_order_of_waveglows_couplings_is_in_its_modules_name(monkeypatch):
     original = waveglow()
     assert not fastvoc.accelerate(original).config.alternating
@@ -187,9 +200,11 @@ WAVENETS = {
     "Gaussian": {"out_channels": 2, "distribution": "Normal", "net": Upsample([2, 3], nn.ReLU(), 3)},
     "softmax, speakers": {"out_channels": 200, "scalar_input": False, "gin": 3, "n_speakers": 5, "net": Upsample([6])},
     "softmax without a mel": {"out_channels": 20, "scalar_input": False, "cin": -1},
+    "context cut off": {"kernel": 1, "net": lookalikes.IndentedUpsampleNetwork(2, [2, 3])},
     "speakers without a mel": {"cin": -1, "gin": 3, "n_speakers": 5},
     "mel at sample rate": {"stacks": 1, "kernel": 2},
     "2018": {"of_2018": True, "net": lookalikes.R9y9Upsampler2018([2, 3])},
+    "2018 without a mel": {"of_2018": True, "out_channels": 9, "cin": -1},
     "2018, softmax": {
         "of_2018": True, "out_channels": 256, "scalar_input": False, "net": lookalikes.R9y9Upsampler2018([6], 1), "gin": 3,
     },
@@ -283,6 +298,9 @@ def test_clarinets_teacher(sizes):
         model.generate(41, c)
     with pytest.raises(ConfigError, match="a ClariNet teacher itself"):
         fastvoc.accelerate(original, teacher=original)
+    original.causal = False
+    with pytest.raises(ConfigError, match="made with causal=False"):
+        fastvoc.accelerate(original)
 
 
 @pytest.mark.parametrize("blocks", [(1,), (2, 1, 3)])
@@ -372,7 +390,25 @@ def test_the_package_diffwave(monkeypatch):
         assert close(got, want, 1e-4) and rate == 22050
 
 
-@pytest.mark.parametrize("options", [{}, {"kernel_size": 5, "use_causal_conv": True}], ids=str)
+MELGAN = {"in_channels": 5, "out_channels": 5, "channels": 16, "kernel_size": 5, "upsample_scales": [4, 2], "stacks": 2}
+
+
+def melgan(causal: bool, **changes) -> dict:
+    """Options of a generator that a MelGANGenerator upsamples for."""
+    net = {"upsample_net": "MelGANGenerator", "aux_context_window": 0, "use_causal_conv": causal}
+    return {**net, "upsample_params": {**MELGAN, "use_causal_conv": causal, **changes}}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"kernel_size": 5, "use_causal_conv": True},
+        melgan(False),
+        melgan(True, pad="ConstantPad1d", pad_params={"value": 0.3}, nonlinear_activation_params={"negative_slope": 0.1}),
+    ],
+    ids=str,
+)
 def test_the_package_parallel_wavegan(monkeypatch, options):
     import scipy.signal
 
@@ -382,8 +418,12 @@ def test_the_package_parallel_wavegan(monkeypatch, options):
     torch.manual_seed(0)
     original = package.ParallelWaveGANGenerator(
         layers=6, stacks=2, residual_channels=8, gate_channels=16, skip_channels=6, aux_channels=5,
-        upsample_params={"upsample_scales": [4, 3]}, **options,
+        **{"upsample_params": {"upsample_scales": [4, 3]}, **options},
     ).eval()  # fmt: skip
+    if "upsample_net" in options:  # whose weights begin too near to zero to be seen
+        for conv in original.upsample_net.modules():
+            if hasattr(conv, "weight_g"):
+                conv.weight_g.data *= 10
     original.register_buffer("mean", torch.randn(5))
     original.register_buffer("scale", torch.rand(5) + 0.5)
     model, c = fastvoc.accelerate(original), torch.randn(7, 5)

@@ -164,6 +164,26 @@ def test_blocks(golden, tmp_path):
         fastvoc.load(path, blocks=4)
 
 
+def test_blocks_where_upstreams_defaults_do_not_fit(golden, tmp_path, caplog):
+    """Teachers with an odd number of layers, and with more than two blocks of ten; a student of twice ten."""
+    state = weights(golden, TEACHER)
+    layer = lambda i, j: {k.replace("blocks.0", f"blocks.{j}"): v for k, v in state.items() if f"res_blocks.{i}." in k}
+    rest = {k: v for k, v in state.items() if "res_blocks." not in k}
+    for n, want in ((5, [1, 2, 4, 8, 16]), (20, [2**i for i in range(10)] * 2), (30, [2**i for i in range(10)] * 3)):
+        torch.save(rest | {k: v for j in range(n) for k, v in layer(0, j).items()}, tmp_path / "teacher.pth")
+        with caplog.at_level("INFO", "fastvoc"):
+            assert fastvoc.load(tmp_path / "teacher.pth").config.dilations == want
+        assert f"dilations taken to be {want}, which the weights do not tell; blocks=" in caplog.text
+    state = weights(golden, STUDENT)
+    longer = {
+        k.replace(f"blocks.{i}.", f"blocks.{i + 4 * n}."): v
+        for k, v in state.items() for i in range(4) for n in range(5) if f"res_blocks.{i}." in k
+    }  # fmt: skip
+    torch.save(state | longer, tmp_path / "student.pth")
+    model = fastvoc.load(tmp_path / "student.pth", teacher=golden.path(TEACHER))
+    assert model.config.dilations == [[2**i for i in range(10)] * 2] * 2
+
+
 def test_data_parallel_prefix_and_bare_state_dict(golden, teacher, tmp_path):
     state = {"module." + name: value for name, value in weights(golden, TEACHER).items()}
     torch.save(state, tmp_path / "bare.pth")

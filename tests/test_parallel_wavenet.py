@@ -110,6 +110,28 @@ def test_context_frames():
     assert torch.equal(model.infer(mel, noise=z), model.infer(padded, noise=z, padded=True))
 
 
+CONV_IN = {"upsample_net": "ConvInUpsampleNetwork", "upsample_params": {"upsample_scales": [2, 2], "cin_pad": 1}}
+
+
+@pytest.mark.parametrize(("kind", "changes"), [("gaussian", {}), ("gaussian", CONV_IN), ("logistic", {})])
+def test_lengths_leave_every_item_alone(kind, changes):
+    model, mel, z, lengths, seen = student(kind, **changes), mel_of(3), torch.randn(3, 48), [12, 5, 1], []
+    waves = model.infer(mel, noise=z, lengths=lengths, progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(i + 1, 6) for i in range(6)]
+    for b, n in enumerate(lengths):
+        alone = model.infer(mel[b : b + 1, :, :n].contiguous(), noise=z[b : b + 1, : 4 * n])
+        assert torch.equal(waves[b, : 4 * n], alone[0]) and not waves[b, 4 * n :].any()
+    assert torch.equal(model.infer(mel, seed=3, lengths=[12] * 3), model.infer(mel, seed=3))
+    if model.context_frames:
+        padded = F.pad(mel, (1, 1), mode="replicate")[:2]
+        padded[1, :, 6:] = padded[1, :, 5:6]  # the frame behind an item's last is its context
+        again = model.infer(padded, noise=z[:2], lengths=torch.tensor([12, 5]), padded=True)
+        assert torch.equal(again, waves[:2])
+    for wrong in ([12, 5], [12, 5, 0], [13, 5, 1]):
+        with pytest.raises(ShapeError, match="lengths are"):
+            model.infer(mel, lengths=wrong)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_saved_and_loaded(kind, tmp_path):
     model = student(kind)

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 import fastvoc
 from fastvoc.audio.mel import MelConfig
 from fastvoc.checkpoints import r9y9, read_file
+from fastvoc.checkpoints.weight_norm import fold_weight_norm
 from fastvoc.errors import CheckpointError, ConfigError, ShapeError
 from fastvoc.models import WaveNet
 from fastvoc.ops.wavenet_generate import wavenet_generate
@@ -277,3 +278,14 @@ def test_2018_incomplete(tmp_path):
     del state["conv_layers.2.conv1x1c.bias"]
     with pytest.raises(CheckpointError, match="missing: conv_layers.2.conv1x1c.bias"):
         file_of_2018(tmp_path, state)
+
+
+def test_2018_without_conditioning(tmp_path):
+    """Nothing in its weights shows the time; its hparams.json does."""
+    state = {k: v for k, v in state_of_2018().items() if "conv1x1c" not in k and not k.startswith("upsample_conv.")}
+    none = {"cin_channels": -1, "upsample_conditional_features": False}
+    model = file_of_2018(tmp_path, state, weight_normalization=True, **none)
+    later = file_of_2018(tmp_path, state, **none)
+    skips = [m.conv_layers[1].conv1x1_skip.weight * m.config.skip_scale for m in (model, later)]
+    weight = fold_weight_norm(state)["conv_layers.1.conv1x1_skip.weight"]
+    assert torch.allclose(skips[0], weight * 0.5 ** ((L - 1) / 2)) and torch.allclose(skips[1], weight / math.sqrt(L))

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 import fastvoc
 from fastvoc import WaveNet
@@ -156,7 +157,7 @@ def test_nv_wavenet_probabilities(nv):
         ({"stacks": 0}, "stacks=0"), ({"layers": 0}, "dilations"),
         ({"dilations": [1, 2, 4]}, r"got \[1, 2, 4\], expected 2 integers"), ({"dilations": [1, 0]}, r"\[1, 0\]"),
         ({"gate_channels": 7}, "even.*got 7"), ({"gate_channels": 0}, "got 0"),
-        ({"kernel_size": 1}, "at least 2, got 1"),
+        ({"kernel_size": 0}, "at least 1, got 0"),
         ({"residual_channels": 0}, "residual_channels must lie in 1…65536, got 0"),
         ({"skip_out_channels": 10**9}, "skip_out_channels .*got 1000000000"), ({"out_channels": -1}, "out_channels"),
         ({"output_distribution": "Cauchy"}, "got 'Cauchy', expected 'Logistic' or 'Normal'"),
@@ -408,6 +409,54 @@ def test_infer_in_the_reference_backend():
         with pytest.raises(fastvoc.errors.BackendUnavailableError, match="'reference' declined"):
             model.infer(mel, precision="bf16", seed=0)
     assert torch.allclose(slow, model.infer(mel, lengths=[3, 1], seed=0), atol=1e-5)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+def test_kernels_of_one_tap(isa, precision):
+    """The engine, which always looks back, looks at nothing; whatever the dilations are."""
+    model, mel = small(kernel_size=1, layers=3, stacks=1), torch.randn(2, 5, 9)
+    assert model.config.receptive_field == 1
+    with running_on(isa):
+        wave = model.infer(mel, seed=0, precision=precision)
+        raw = model.infer(mel, forced=wave, precision=precision)
+        with torch.no_grad():
+            x, c = torch.cat([torch.zeros(2, 1), wave[:, :-1]], 1)[:, None], F.pad(mel, (1, 1), mode="replicate")
+            want = model(x, c)
+    assert torch.allclose(raw, want, atol=1e-5 if precision == "fp32" else 0.1) and want.std() > 0.01
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"scalar_input": False, "out_channels": 20},
+        {"upsample_conditional_features": False, "cin_pad": 0, "gin_channels": 3, "kernel_size": 3},
+        {"upsample_net": "ConvTranspose2dUpsampleNetwork", "upsample_params": {"upsample_scales": [2, 3]}, "cin_pad": 0},
+    ],
+    ids=str,
+)
+def test_float64(changes):
+    """In plain torch: outputs as exact as those of forward, the samples of float32's draws."""
+    model = small(**changes)
+    exact, mel = copy.deepcopy(model).double(), torch.randn(2, 5, 4)
+    speaker = torch.randn(2, 3) if model.config.gin_channels > 0 else None
+    wide = None if speaker is None else speaker.double()
+    wave = model.infer(mel, speaker, seed=0)
+    again = exact.infer(mel.double(), wide, seed=0)
+    assert again.dtype == torch.float32 and torch.allclose(again, wave, atol=1e-5) and wave.std() > 0.01
+    forced = wave.double() if model.config.scalar_input else torch.randint(20, wave.shape)
+    raw = exact.infer(mel.double(), wide, forced=forced)
+    start = forced.new_full((2, 1), 0 if model.config.scalar_input else 10)
+    x = torch.cat([start, forced[:, :-1]], 1)
+    n = model.context_frames
+    with torch.no_grad():
+        want = exact(x[:, None] if model.config.scalar_input else x, F.pad(mel.double(), (n, n), mode="replicate"), wide)
+    assert raw.dtype == torch.float64 and torch.allclose(raw, want, rtol=0, atol=1e-12)
+    with pytest.raises(DTypeError, match="mel is torch.float32, expected torch.float64"):
+        exact.infer(mel, speaker)
+    with pytest.raises(fastvoc.errors.BackendUnavailableError):
+        exact.infer(mel.double(), wide, precision="bf16")
 
 
 def test_forced_samples_may_be_waves_or_classes():

@@ -65,6 +65,8 @@ def matches(module: nn.Module, names: set[str]) -> bool:
 def adapt(module: nn.Module, state: dict[str, Tensor], teacher: nn.Module | None = None) -> Teacher | Student:
     """teacher: the module with the student's upsampler"""
     name = type(module).__name__
+    if not all(getattr(part, "causal", True) for part in (module, *getattr(module, "iafs", ()))):
+        raise ConfigError(f"{name} was made with causal=False: it sees the future, and cannot generate sample by sample")
     try:
         if not hasattr(module, "iafs"):
             return _teacher(module, state, teacher, name)

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from fastvoc.adapters.becoming import become
-from fastvoc.adapters.structure import dilation_cycle, upsampler
+from fastvoc.adapters.structure import dilation_cycle, melgan_upsampler, upsampler
 from fastvoc.checkpoints import parallel_wavegan
 from fastvoc.checkpoints.weight_norm import fold_weight_norm
 from fastvoc.errors import ConfigError, IncompatibleCheckpointError, ShapeError
@@ -67,7 +67,10 @@ def config_of(module: nn.Module, state: dict[str, Tensor], name: str) -> Paralle
     try:
         conv, blocks = state["conv_layers.0.conv.weight"], module.conv_layers
         net = getattr(module, "upsample_net", None)
-        kind, params = ("ConvInUpsampleNetwork", None) if net is None else upsampler(net)
+        if hasattr(net, "melgan"):
+            kind, params = "MelGANGenerator", melgan_upsampler(net)
+        else:
+            kind, params = ("ConvInUpsampleNetwork", None) if net is None else upsampler(net)
         values = {
             "in_channels": state["first_conv.weight"].shape[1],
             "out_channels": state["last_conv_layers.3.weight"].shape[0],

@@ -1,4 +1,5 @@
-"""NVIDIA/waveglow's WaveGlow, DeepLearningExamples' too: `infer(spect, sigma)` and `forward((spect, audio))`.
+"""NVIDIA/waveglow's WaveGlow: `infer(spect, sigma)` and `forward((spect, audio))`; DeepLearningExamples' too, with
+`infer_onnx(spect, z, sigma)`.
 
 glow_old.WaveGlow moves the other half of the channels in every second flow. The name of the class's module tells; where
 it has another name, coupling="alternating" does.
@@ -10,7 +11,7 @@ from fastvoc.adapters.becoming import become
 from fastvoc.checkpoints import waveglow
 from fastvoc.checkpoints.rewriting import rewritten
 from fastvoc.checkpoints.weight_norm import fold_weight_norm
-from fastvoc.errors import ConfigError, IncompatibleCheckpointError
+from fastvoc.errors import ConfigError, IncompatibleCheckpointError, ShapeError
 from fastvoc.models.pretrained import load_weights
 from fastvoc.models.waveglow import WaveGlow
 
@@ -26,6 +27,18 @@ class NvidiaWaveGlow(WaveGlow):
 
     def infer(self, spect: Tensor, sigma: float = 1.0, **options) -> Tensor:
         return super().infer(spect, sigma=sigma, **options)
+
+    def infer_onnx(self, spect: Tensor, z: Tensor, sigma: float = 0.9) -> Tensor:
+        """DeepLearningExamples' export: z (B, n_group, n_groups) normal numbers, the last flows' first; sigma scales these
+        alone, while early outputs come in as they are. Exports have z with a last axis of 1 too.
+        """
+        sizes = [channels for _, channels, _ in self.noise_shapes(1, 1)]
+        if z.dim() == 4 and z.shape[3] == 1:
+            z = z[..., 0]
+        if z.dim() != 3 or z.shape[1] != sum(sizes):
+            raise ShapeError(f"z is {tuple(z.shape)}, expected (B, {sum(sizes)}, n_groups)")
+        first, *early = z.split(sizes, 1)
+        return self.infer(spect, 1.0, noise=[sigma * first, *early])
 
     @staticmethod
     def remove_weightnorm(model):

@@ -95,11 +95,13 @@ def hparams_of(module: nn.Module, name: str) -> dict:
         }
         if hasattr(module, "legacy"):
             hparams["legacy"] = module.legacy
+        if not hasattr(module, "output_distribution"):  # as in the code until 2019-08
+            hparams["weight_normalization"] = True
         net = getattr(module, "upsample_net", None)
         if net is not None:
             _, hparams["upsample_params"] = upsampler(net)
             if getattr(net, "indent", 0):
-                hparams["cin_pad"] = net.indent // math.prod(hparams["upsample_params"]["upsample_scales"])
+                hparams["cin_pad"] = int(net.indent) // math.prod(hparams["upsample_params"]["upsample_scales"])
         return hparams
     except (AttributeError, IndexError) as fault:
         raise IncompatibleCheckpointError(f"{name} lacks what r9y9's WaveNet has: {fault}") from None

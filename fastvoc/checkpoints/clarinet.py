@@ -6,11 +6,13 @@ The teacher is a WaveNet: a front convolution of 32 taps and ReLU, filter and ga
 bias, skips summed as they are, dilations kernel_size^n. The student is a Parallel WaveNet of inverse autoregressive
 flows, dilations 2^n; it has no upsampler of its own and borrows its teacher's: load(student, teacher=path).
 
-What shapes do not tell is how many blocks, each starting again at dilation 1, the layers form. Upstream's own defaults
-are two for a teacher and one for each flow of a student; `blocks` says otherwise. Flows of different lengths tell it: their
-blocks are the longest that fit all of them.
+What shapes do not tell is how many blocks, each starting again at dilation 1, the layers form; `blocks` says it. Without
+it they are upstream's own defaults where these fit: two blocks for a teacher, of ten layers where it has more than twenty,
+and one for each flow of a student, of ten layers where all flows have tens of them. Flows of different lengths tell it: their
+blocks are the longest that fit all of them. What was taken is logged, and `fastvoc inspect` shows the dilations.
 """
 
+import logging
 import math
 import re
 from pathlib import Path
@@ -28,6 +30,8 @@ from fastvoc.models.pretrained import check_names, load_weights
 from fastvoc.models.wavenet import WaveNet, WaveNetConfig
 
 LAYOUT = "ksw0306/ClariNet, teacher or student (checkpoint_step*.pth)"
+DEFAULT_LAYERS = 10  # of a block, upstream's
+logger = logging.getLogger("fastvoc")
 NAMES = re.compile(
     r"(iafs\.\d+\.)?(front_conv\.0\.conv|final_conv\.[13]\.conv|upsample_conv\.\d+"
     r"|res_blocks\.\d+\.((filter|gate)_conv\.conv|(filter|gate)_conv_c|(res|skip)_conv))\.(weight|bias)"
@@ -52,11 +56,14 @@ def read(contents, path, teacher=None, blocks: int | None = None) -> WaveNet | P
         if teacher is None:
             raise ConfigError(
                 f"{path} is a ClariNet student, whose upsampler is in its teacher's file.",
-                hint="Name it: fastvoc.load(student, teacher=teacher_path).",
+                hint="Name it: fastvoc.load(student, teacher=teacher_path), or --teacher PATH on the command line.",
             )
         state = complete(path, canonical, weights, _teacher_weights(teacher))
         model = ParallelWaveNet(complete(path, student_config, state, blocks))
     load_weights(model, state, path)
+    if blocks is None:
+        took = model.config.dilations
+        logger.info("%s: dilations taken to be %s, which the weights do not tell; blocks= says otherwise", path, took)
     model.preprocessing = Preprocessing(MelConfig.preset("clarinet", n_mels=model.n_mels, hop_length=model.hop_length))
     return model.eval()
 
@@ -89,13 +96,14 @@ def complete(path, function, *args):
 
 def teacher_config(state: dict, blocks: int | None) -> WaveNetConfig:
     layers = sum(key.startswith("conv_layers.") and key.endswith(".conv.weight") for key in state)
+    blocks = _usual_blocks(layers) if blocks is None else blocks
     G, R, k = state["conv_layers.0.conv.weight"].shape
     return WaveNetConfig(
         out_channels=state["last_conv_layers.3.weight"].shape[0], layers=layers, residual_channels=R, gate_channels=G,
         skip_out_channels=state["conv_layers.0.conv1x1_skip.weight"].shape[0], kernel_size=k,
         cin_channels=state["conv_layers.0.conv1x1c.weight"].shape[1], **_upsample_config(state),
         upsample_conditional_features=True, scalar_input=True, output_distribution="Normal",
-        dilations=_dilations(layers, 2 if blocks is None else blocks, k), skip_scale=1.0, conditioning_bias=True,
+        dilations=_dilations(layers, blocks, k), skip_scale=1.0, conditioning_bias=True,
         head_channels=state["last_conv_layers.1.weight"].shape[0],
         front_kernel=state["first_conv.weight"].shape[2], front_activation="relu",
     )  # fmt: skip
@@ -108,6 +116,7 @@ def student_config(state: dict, blocks: int | None) -> ParallelWaveNetConfig:
             flow = int(key.split(".")[1])
             layers[flow] = layers.get(flow, 0) + 1
     a_block = math.gcd(*layers.values())  # flows of different lengths are of different numbers of blocks
+    a_block = a_block if a_block % DEFAULT_LAYERS else DEFAULT_LAYERS
     G, R, k = state["flows.0.stack.layers.0.conv.weight"].shape
     return ParallelWaveNetConfig(
         dilations=[_dilations(layers[f], layers[f] // a_block if blocks is None else blocks, 2) for f in sorted(layers)],
@@ -118,10 +127,18 @@ def student_config(state: dict, blocks: int | None) -> ParallelWaveNetConfig:
     )  # fmt: skip
 
 
+def _usual_blocks(layers: int) -> int:
+    """Of a teacher with so many layers."""
+    if layers > 2 * DEFAULT_LAYERS and layers % DEFAULT_LAYERS == 0:
+        return layers // DEFAULT_LAYERS
+    return 1 if layers % 2 else 2
+
+
 def _dilations(layers: int, blocks: int, base: int) -> list[int]:
     if type(blocks) is not int or blocks < 1 or layers % blocks:
         raise ConfigError(
-            f"{layers} layers do not form {blocks} equal blocks.", hint="Say how many: fastvoc.load(path, blocks=…)."
+            f"{layers} layers do not form {blocks!r} equal blocks.",
+            hint="Say how many: fastvoc.load(path, blocks=…), or --reader blocks=… on the command line.",
         )
     return [base ** (i % (layers // blocks)) for i in range(layers)]
 

@@ -53,7 +53,8 @@ def _configuration(state: dict[str, Tensor], path) -> Path:
                 return place
     raise ConfigError(
         f"{path}: the weights do not tell the noise schedule and the dilations, and there is no {beside[-1]}.",
-        hint="Put the config_*.json that it was trained with there as config.json, or pass config=PATH.",
+        hint="Put the config_*.json that it was trained with there as config.json, or pass config=PATH "
+        "(on the command line --reader config=PATH).",
     )
 
 

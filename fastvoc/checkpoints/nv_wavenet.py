@@ -51,7 +51,7 @@ def read(contents, path, max_dilation: int | None = None, upsample_stride: int |
             if type(value) is not int or not 1 <= value <= 1 << 20:
                 raise ConfigError(
                     f"{path}: {name} is {value!r}, expected 1…{1 << 20}; the weights do not tell it.",
-                    hint=f"Pass {name}=….",
+                    hint=f"Pass {name}=… (on the command line --reader {name}=…).",
                 )
         cin, _, window = state["upsample.weight"].shape
         upsampler = {

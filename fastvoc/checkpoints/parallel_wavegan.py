@@ -168,7 +168,8 @@ def read_config(path: Path, config=None) -> tuple[dict, Path]:
     if source is None:
         raise ConfigError(
             f"{path}: no config.yml beside it; the weights do not tell how many stacks the layers form.",
-            hint=f"Put the config.yml that it was trained with into {path.parent}, or pass config=PATH.",
+            hint=f"Put the config.yml that it was trained with into {path.parent}, or pass config=PATH "
+            "(on the command line --reader config=PATH).",
         )
     return read_yaml(source), source
 

@@ -40,7 +40,10 @@ def matches(contents, path) -> bool:
     return this and not has("conv_layers.0.conv1x1_aux.")
 
 
-def is_of_2018(state: dict) -> bool:
+def is_of_2018(state: dict, hparams: dict | None = None) -> bool:
+    """Whether the code until 2019-08 made it. Without conditioning the weights do not show it; its hparams.json does."""
+    if "weight_normalization" in (hparams or ()):
+        return True
     return any(key.startswith("upsample_conv.") or key.endswith((".conv1x1c.bias", ".conv1x1g.bias")) for key in state)
 
 
@@ -74,7 +77,7 @@ def read(contents, path) -> WaveNet:
     source = next((name for name in names if name.is_file()), None)
     hparams = {} if source is None else read_json(source)
     model = from_state(weights, hparams, path, source)
-    model.preprocessing = preprocessing(hparams, model.config.cin_channels, path, is_of_2018(weights))
+    model.preprocessing = preprocessing(hparams, model.config.cin_channels, path, is_of_2018(weights, hparams))
     if not path.stem.endswith("_ema") and path.with_stem(path.stem + "_ema").is_file():
         logger.info("%s has a twin with averaged weights (_ema), which usually sounds better", path)
     return model
@@ -82,7 +85,7 @@ def read(contents, path) -> WaveNet:
 
 def from_state(weights: dict[str, Tensor], hparams: dict, path, source) -> WaveNet:
     """weights: upstream's; hparams: what its JSON file says. path, source: what errors call the two."""
-    of_2018 = is_of_2018(weights)
+    of_2018 = is_of_2018(weights, hparams)
     recursive = hparams.get("legacy", of_2018) is True
     state = canonical(weights, recursive)
     found = shape_values(state, path)

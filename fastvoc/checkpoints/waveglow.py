@@ -188,7 +188,8 @@ def _coupling(contents, module: PickledModule | None, path) -> str:
         return "standard"  # DeepLearningExamples' code has no other
     raise ConfigError(
         f"{path} holds WaveGlow's weights alone, which do not tell the order of its couplings.",
-        hint='Pass coupling="alternating" if it was trained or published as glow_old.WaveGlow, else coupling="standard".',
+        hint='Pass coupling="alternating" if it was trained or published as glow_old.WaveGlow, else coupling="standard" '
+        "(on the command line --reader coupling=…).",
     )
 
 

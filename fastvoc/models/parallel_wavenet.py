@@ -14,6 +14,7 @@ the noise and in what stands for the scale. A student learns from a trained Wave
 
 import math
 from dataclasses import dataclass, field
+from itertools import count
 
 import torch
 import torch.nn.functional as F
@@ -191,7 +192,8 @@ class ParallelWaveNet(Vocoder):
         """(B, n_mels, n_frames) -> (B, T, cond_channels)"""
         return at_sample_rate(self.upsample_net, mel)
 
-    def _flow(self, z: Tensor, cond: Tensor, **options) -> tuple[Tensor, Tensor, Tensor]:
+    def _flow(self, z: Tensor, cond: Tensor, progress=None, **options) -> tuple[Tensor, Tensor, Tensor]:
+        """options: of the stacks' `infer`, where nothing is to be trained; progress: called after each flow"""
         if z.dim() != 2 or z.shape[1] != cond.shape[1]:
             raise ShapeError(f"z is {tuple(z.shape)}, the mel covers {cond.shape[1]} samples; expected (B, T) of them")
         x, mean_tot, log_tot = z, 0.0, 0.0
@@ -205,6 +207,8 @@ class ParallelWaveNet(Vocoder):
                 x = F.pad(x[:, 1:] * log_scale.exp() + mean, (1, 0))
             mean_tot = mean_tot * log_scale.exp() + mean
             log_tot = log_tot + log_scale
+            if progress is not None:
+                progress()
         if self.config.scale == "softplus":
             log_tot = log_tot.clamp(max=LOG_SCALES[1])
             x = F.pad(z[:, self.first_sample :] * log_tot.exp() + mean_tot, (self.first_sample, 0))
@@ -215,33 +219,37 @@ class ParallelWaveNet(Vocoder):
         self,
         mel: Tensor,
         *,
+        lengths=None,
         seed: int | None = None,
         noise: Tensor | None = None,
         temperature: float | None = None,
         precision: str | None = None,
         threads: int | None = None,
         padded: bool = False,
+        progress=None,
     ) -> Tensor:
         """Generate: mel (B, n_mels, n_frames) -> (B, n_frames · hop) float32.
 
-        seed         names the noise; None takes a fresh one
+        lengths      (B,) frames of each item; the rest of the mel is padding, the rest of the result zero
+        seed         names the noise; item b's does not depend on the others or on the length. None takes a fresh one
         noise        (B, n_samples) instead: standard normal numbers, or logistic ones for a logistic student
         temperature  factor of the noise; default: the model's own, else 1
         precision    "fp32" or "bf16" of the stacks. Default: the model's own
         padded       the mel already holds the model's context frames on each side; else the edge frames are repeated
+        progress     called with (flows done, flows in all)
 
         Raises ShapeError, DTypeError, DeviceError, FeatureError, ConfigError.
         """
-        mel = self.check_mel(mel)
+        mel, context = self.check_mel(mel), self.context_frames
         if temperature is None:
             temperature = 1.0 if self.preprocessing is None else self.preprocessing.temperature
         if not (math.isfinite(temperature) and temperature >= 0):
             raise ConfigError(f"temperature must be finite and at least 0, got {temperature}")
-        if not padded and self.context_frames:
-            mel = F.pad(mel, (self.context_frames, self.context_frames), mode="replicate")
-        if mel.shape[2] <= 2 * self.context_frames:
-            raise ShapeError(f"mel has {mel.shape[2]} frames, expected at least {1 + 2 * self.context_frames}")
-        shape = len(mel), (mel.shape[2] - 2 * self.context_frames) * self.hop_length
+        margin = 2 * context if padded else 0
+        if mel.shape[2] <= margin:
+            raise ShapeError(f"mel has {mel.shape[2]} frames, expected at least {1 + margin}")
+        frames = self.check_lengths(lengths, mel[:, :, margin:])
+        shape = len(mel), (mel.shape[2] - margin) * self.hop_length
         if noise is None:
             z = self.normal_noise(shape, seed, transform=logistic if self.config.distribution == "logistic" else normal)
         else:
@@ -250,7 +258,16 @@ class ParallelWaveNet(Vocoder):
             return torch.empty(shape)
         precision = self.precision if precision is None else precision
         threads = fastvoc.get_num_threads() if threads is None else threads
-        x = self._flow(z * temperature, self.conditioning(mel), precision=precision, threads=threads)[0]
+        x, done = torch.zeros_like(z), count(1)
+        whole = [(slice(None), shape[1] // self.hop_length)]
+        items = whole if frames is None else [(slice(b, b + 1), n) for b, n in enumerate(frames)]
+        step = None if progress is None else lambda: progress(next(done), len(items) * len(self.flows))
+        for item, n in items:  # the upsampler looks ahead: padding behind an item would be heard in it
+            mine, own = mel[item, :, : n + margin], z[item, : n * self.hop_length] * temperature
+            if context and not padded:
+                mine = F.pad(mine, (context, context), mode="replicate")
+            how = {"precision": precision, "threads": threads, "progress": step}
+            x[item, : n * self.hop_length] = self._flow(own, self.conditioning(mine), **how)[0]
         if self.config.quantise:
             half = self.config.quantise / 2
             x = (x.clamp(-1, 1 - 1 / half) * half).floor() / half

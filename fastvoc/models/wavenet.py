@@ -72,8 +72,8 @@ class WaveNetConfig:
             raise ConfigError(f"dilations: got {self.dilations}, expected {self.layers} integers in 1…{1 << 20}")
         if self.gate_channels < 2 or self.gate_channels % 2:
             raise ConfigError(f"gate_channels must be even (tanh half, sigmoid half), got {self.gate_channels}")
-        if self.kernel_size < 2:
-            raise ConfigError(f"kernel_size must be at least 2, got {self.kernel_size}")
+        if self.kernel_size < 1:
+            raise ConfigError(f"kernel_size must be at least 1, got {self.kernel_size}")
         for name in ("out_channels", "residual_channels", "skip_out_channels"):
             if not 1 <= getattr(self, name) <= 65536:
                 raise ConfigError(f"{name} must lie in 1…65536, got {getattr(self, name)}")
@@ -240,33 +240,36 @@ class WaveNet(Generation, Vocoder):
 
     @torch.no_grad()
     def weights(self) -> WaveNetWeights:
-        """The canonical form that the engine packs: scales folded, biases that meet added up."""
+        """The canonical form that the engine packs: scales folded, biases that meet added up. float64 stays, else float32."""
         c, layers = self.config, self.conv_layers
-        stack = lambda get: torch.stack([get(layer).float() for layer in layers])
+        dtype = torch.promote_types(self.first_conv.weight.dtype, torch.float32)
+        stack = lambda get: torch.stack([get(layer).to(dtype) for layer in layers])
         bias = stack(lambda layer: layer.conv.bias)
         for name in ("conv1x1c", "conv1x1g"):
             if getattr(layers[0], name) is not None and getattr(layers[0], name).bias is not None:
                 bias = bias + stack(lambda layer: getattr(layer, name).bias)
+        # The engine's layers look back: of one tap it makes two, the past one of zeros, which adds nothing
+        w_in = F.pad(stack(lambda layer: layer.conv.weight), (max(2 - c.kernel_size, 0), 0))
         has_mel = c.cin_channels > 0
         first = self.first_conv
         _, hidden, _, logits = self.last_conv_layers
         return WaveNetWeights(
-            front=first.weight.permute(2, 1, 0).flip(0).float().contiguous(),
-            b_front=first.bias.float(),
-            w_in=stack(lambda layer: layer.conv.weight),
+            front=first.weight.permute(2, 1, 0).flip(0).to(dtype).contiguous(),
+            b_front=first.bias.to(dtype),
+            w_in=w_in,
             b_in=bias,
             w_cond=stack(lambda layer: layer.conv1x1c.weight[:, :, 0])
             if has_mel
-            else torch.zeros(c.layers, c.gate_channels, 0),
+            else torch.zeros(c.layers, c.gate_channels, 0, dtype=dtype),
             w_res=stack(lambda layer: layer.conv1x1_out.weight[:, :, 0]),
             b_res=stack(lambda layer: layer.conv1x1_out.bias),
             w_skip=stack(lambda layer: layer.conv1x1_skip.weight[:, :, 0]) * c.skip_scale,
             b_skip=stack(lambda layer: layer.conv1x1_skip.bias).sum(0) * c.skip_scale,
-            w_hidden=hidden.weight[:, :, 0].float(),
-            b_hidden=hidden.bias.float(),
-            w_logits=logits.weight[:, :, 0].float(),
-            b_logits=logits.bias.float(),
-            dilations=tuple(c.dilations),
+            w_hidden=hidden.weight[:, :, 0].to(dtype),
+            b_hidden=hidden.bias.to(dtype),
+            w_logits=logits.weight[:, :, 0].to(dtype),
+            b_logits=logits.bias.to(dtype),
+            dilations=tuple(c.dilations) if c.kernel_size > 1 else (1,) * c.layers,
             head=c.head,
             n_classes=0 if c.scalar_input else c.out_channels,
             n_mix=max(c.out_channels // 3, 1) if c.scalar_input else 1,

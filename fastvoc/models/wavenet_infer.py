@@ -44,7 +44,7 @@ class Generation:
         if next(self.parameters()).device.type != "cpu":
             network = copy.deepcopy(network).cpu()
         stages = network.stages()
-        if stages is None:
+        if stages is None or next(network.parameters()).dtype == torch.float64:  # the compiled stages are float32
             return WholeUpsampler(network, n_mels)
         return StreamingUpsampler(stages, n_mels, getattr(network, "indent", 0))
 
@@ -152,7 +152,8 @@ class Generation:
         features = self._speaker_features(g if not g.is_floating_point() else g.reshape(n, -1))[:, :, 0]
         # One by one: how torch rounds a matrix product depends on the batch, and a stream must not sound of its company
         weights = [layer.conv1x1g.weight[:, :, 0] for layer in self.conv_layers]
-        return [torch.stack([F.linear(f, w) for w in weights]).float() for f in features]
+        dtype = torch.promote_types(weights[0].dtype, torch.float32)
+        return [torch.stack([F.linear(f, w) for w in weights]).to(dtype) for f in features]
 
     @torch.inference_mode()
     def infer(
@@ -195,6 +196,9 @@ class Generation:
         layer_conditioning  (B, layers, gate_channels, n_samples): ready-made conditioning instead of mel
         n_samples    for a model without mel: how many
         progress     called with (samples done, samples in all) now and then
+
+        A model in float64 (on the CPU) takes float64 and generates in plain torch, sample by sample: to measure the others
+        against. Its samples are float32 as everyone's, its outputs under `forced` float64.
 
         Raises ShapeError, DTypeError, DeviceError, FeatureError, ConfigError.
         """
@@ -251,7 +255,7 @@ class Generation:
             waves, params = generate(made, counts, noise, forced, forced is not None, progress)
         if forced is not None:
             return torch.stack([F.pad(p.t(), (0, total - len(p))) for p in params])
-        waves = [as_wave(self.config, w) for w in waves]
+        waves = [as_wave(self.config, w).float() for w in waves]
         return torch.stack([F.pad(w, (0, total - len(w))) for w in waves])
 
     def _without_mel(self, streams, layer_conditioning, total, noise, forced, progress):
@@ -303,7 +307,7 @@ class Generation:
         if tuple(forced.shape) != (B, n):
             raise ShapeError(f"forced is {tuple(forced.shape)}, expected (B, n_samples) = ({B}, {n})")
         if self.config.scalar_input:
-            return forced.float()
+            return forced.to(torch.promote_types(forced.dtype, torch.float32))
         classes = mulaw_encode(forced, self.config.mulaw_classes) if forced.is_floating_point() else forced
         if classes.numel() and not (0 <= int(classes.min()) and int(classes.max()) < self.config.out_channels):
             raise IndexError(
@@ -317,9 +321,9 @@ class Generation:
             raise ShapeError(
                 f"layer_conditioning is {tuple(cond.shape)}, expected (B, layers, gate_channels, n_samples) with {expected}"
             )
-        if cond.dtype != torch.float32:
-            raise DTypeError(
-                f"layer_conditioning is {cond.dtype}, expected torch.float32.", hint="Convert it with .float()."
-            )
+        expected = torch.promote_types(self.first_conv.weight.dtype, torch.float32)
+        if cond.dtype != expected:
+            message = f"layer_conditioning is {cond.dtype}, expected {expected}."
+            raise DTypeError(message, hint=f"Convert it with .to({expected}).")
         check_finite(cond)
         return cond

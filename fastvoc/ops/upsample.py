@@ -185,12 +185,13 @@ class WholeUpsampler(_Frames):
         self.finished = False
 
     def push(self, mel: Tensor | None, last: bool = False) -> None:
-        """mel (n_mels, n_frames) float32, or None. last: no more will come."""
+        """mel (n_mels, n_frames), or None. last: no more will come."""
         if mel is not None:
-            self.mel = torch.cat([self.mel, mel.t().float()])
+            self.mel = torch.cat([self.mel, mel.t()])  # float32, or a float64 model's float64
         if last and not self.finished:
             with torch.no_grad():
-                self.mel = self.network(self.mel.t()[None].contiguous())[0].t().contiguous()
+                dtype = next(self.network.parameters()).dtype
+                self.mel = self.network(self.mel.t()[None].to(dtype).contiguous())[0].t().contiguous()
             self.finished = True
 
     def n_ready(self) -> int:
@@ -222,7 +223,7 @@ class StreamingUpsampler(_Frames):
     def push(self, mel: Tensor | None, last: bool = False) -> None:
         """mel (n_mels, n_frames) float32, or None. last: no more will come."""
         if mel is not None:
-            self.mel = torch.cat([self.mel, mel.t().float()])
+            self.mel = torch.cat([self.mel, mel.t()])  # float32, or a float64 model's float64
         self.finished = self.finished or last
 
     @property

@@ -30,7 +30,8 @@ PRECISIONS = ("fp32", "bf16", "int8")
 
 @dataclass
 class WaveNetWeights:
-    """A WaveNet in canonical form (DESIGN: gate rows tanh first, scales folded). All tensors float32, contiguous.
+    """A WaveNet in canonical form (DESIGN: gate rows tanh first, scales folded). All tensors float32, contiguous; float64
+    ones are for the reference alone.
 
     L layers, R residual, H = G/2, S skip, D hidden, A outputs, C mel bands, K samples that the input layer sees
     """
@@ -78,6 +79,8 @@ class CpuPlan:
             raise ConfigError(f"precision: got {precision!r}, expected one of {list(PRECISIONS)}")
         if threads < 1:
             raise ConfigError(f"threads must be at least 1, got {threads}")
+        if w.front.dtype != torch.float32:
+            raise Unsupported(f"the weights are {w.front.dtype}, not float32")
         if precision == "int8" and w.w_in.shape[0] * w.w_in.shape[1] // 2 > 1 << 15:
             raise Unsupported("int8 with more than 32768 gates in all layers: their sum of skips could leave int32")
         if w.n_mix > 256:
@@ -208,6 +211,8 @@ class ReferencePlan:
     def __init__(self, weights: WaveNetWeights, precision: str = "fp32", threads: int = 1):
         if precision != "fp32":
             raise Unsupported("the reference computes in the dtype of its weights")
+        if not weights.front.is_cpu:
+            raise Unsupported("the reference runs on the CPU")
         self.weights = w = weights
         self.n_mels, self.n_out, self.half_gate = w.w_cond.shape[2], w.w_logits.shape[0], w.w_in.shape[1] // 2
         self.taps = [w.w_in[l].permute(0, 2, 1).flatten(1).contiguous() for l in range(len(w.dilations))]  # (2H, k·R)
