@@ -35,7 +35,7 @@ REPORT = {
     "title": "Roofline", "group": ["kernel", "case"], "vary": ["threads"], "metric": "gflop_per_s", "unit": "GFLOP/s",
     "better": "higher", "ours": "fastvoc",
     "roofline": {"title": "Every CPU kernel, one thread", "where": {"threads": 1}, "intensity": "flop_per_byte",
-                 "rate": "flop_per_s", "label": ["kernel", "precision"], "ceilings": []},
+                 "rate": "flop_per_s", "label": ["family"], "marker": "precision", "ceilings": []},
     "tables": [{
         "title": "How near the ceiling", "columns": {
             "kernel": "kernel", "case": "case", "precision": "precision", "threads": "threads", "gflop_per_s": "GFLOP/s",
@@ -103,7 +103,8 @@ def placed(top: Ceilings, kernel: str, case: str, found: dict, flop: float, n_by
         rate, moved = flop / t.median, of(n_bytes, key)
         bound, limit = top.bound(key[1], flop / moved, of(home, key))
         rows.append(timer.rounded({
-            "kernel": kernel, "case": case, "contender": "fastvoc", "precision": key[1], "threads": key[2], "us": t.median * 1e6,
+            "kernel": kernel, "family": kernel.removesuffix("_backward").removesuffix("_inverse"), "case": case,
+            "contender": "fastvoc", "precision": key[1], "threads": key[2], "us": t.median * 1e6,
             "us_min": t.min * 1e6, "us_max": t.max * 1e6, "flop_per_s": rate, "gflop_per_s": rate / 1e9,
             "flop_per_byte": flop / moved, "gb_per_s": moved / t.median / 1e9, "bound": bound / 1e9, "from": limit,
             "of_bound": rate / bound, **t.facts(),
@@ -186,8 +187,8 @@ def run(quick: bool = False, n_threads: int | None = None, only: str = "") -> It
         top = measured(n, quick)
         part = {"ceilings": {str(n): {"peak": top.peak, "bandwidth": top.bandwidth}}}
         if n == 1:
-            slopes = [{"name": f"{home} {b / 1e9:.0f} GB/s", "bandwidth": b} for home, b in top.bandwidth.items()]
-            flats = [{"name": f"{kind} {p / 1e9:.0f} GFLOP/s", "peak": p} for kind, p in top.peak.items()]
+            slopes = [{"name": f"{home}, {b / 1e9:.0f} GB/s", "bandwidth": b} for home, b in top.bandwidth.items()]
+            flats = [{"name": f"{kind}, {p / 1e9:.0f} GFLOP/s", "peak": p} for kind, p in top.peak.items()]
             part["report"] = {"roofline": {"ceilings": flats + slopes}}
         yield part
         for family, kernels in KERNELS.items():

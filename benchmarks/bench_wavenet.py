@@ -65,6 +65,7 @@ METHOD = {
 REPORT = {
     "title": "WaveNet, sample by sample", "group": ["size"], "vary": ["threads", "streams"], "metric": "samples_per_s",
     "unit": "samples/s", "better": "higher", "baseline": "PyTorch loop", "ours": "fastvoc",
+    "realtime": {"column": "rtf_22050", "where": {"streams": 1}},
     "tables": [{
         "title": "Fraction of the floor", "where": {"contender": "fastvoc"},
         "columns": {

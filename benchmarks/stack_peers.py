@@ -6,7 +6,6 @@ public implementations are, with one conv1d where those have two side by side: a
 
 import importlib.util
 import io
-import math
 from contextlib import contextmanager
 
 import torch
@@ -191,16 +190,3 @@ def running(stacks: list[GatedResidualStack], plans: list):
 def _behind(y: Tensor, head: nn.Conv1d | None) -> Tensor:
     """What we fold into our stack, as the upstream has it: a convolution of its own."""
     return y if head is None else F.linear(y, head.weight[:, :, 0], head.bias)
-
-
-@torch.no_grad()
-def tame(model: nn.Module) -> nn.Module:
-    """Random weights with activations of order one in every layer, as trained ones have: saturation enlarges roundings."""
-    for stack in stacks_of(model):
-        for layer in stack.layers:
-            fan = layer.conv.weight.shape[1] * layer.conv.weight.shape[2]
-            layer.conv.weight.normal_(0, 0.7 / math.sqrt(fan))
-            layer.out.weight.normal_(0, 0.7 / math.sqrt(layer.out.weight.shape[1]))
-            if layer.cond is not None:
-                layer.cond.weight.normal_(0, 0.5 / math.sqrt(layer.cond.weight.shape[1]))
-    return model

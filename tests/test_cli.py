@@ -16,8 +16,9 @@ import torch
 
 import fastvoc
 from fastvoc.audio import MelConfig, read_wav, write_wav
-from fastvoc.cli import main
+from fastvoc.cli import bench, main
 from fastvoc.models import ParallelWaveGAN, Preprocessing, WaveNet, WaveNetConfig
+from fastvoc.ops.gated_residual_stack import PRECISIONS
 from fastvoc.ops.wavenet_generate import ReferencePlan, wavenet_generate
 from fastvoc.training.trainer import Trainer
 
@@ -203,9 +204,28 @@ def test_info(call, monkeypatch):
 def test_bench(place, call):
     line = ["bench", "--model", place / "model", "--seconds", 0.1]
     code, said, _ = call(*line)
-    assert code == 0 and said.count("fastvoc (cpu") == 4 and said.count("PyTorch incremental loop") == 2
+    assert code == 0 and said.count(" fastvoc ") == 6 and said.count(" PyTorch ") == 2
     facts = json.loads(call(*line, "--json")[1])
-    assert len(facts["cases"]) == 6 and all(len(case["rates"]) == 5 for case in facts["cases"])
+    assert len(facts["cases"]) == 8 and all(len(case["rates"]) == 5 for case in facts["cases"])
+
+
+SMALL = {
+    "parallel_wavenet": {"dilations": [[1, 2]], "residual_channels": 8, "gate_channels": 16, "skip_channels": 8},
+    "waveglow": {"n_flows": 2, "n_layers": 2, "n_channels": 8},
+    "parallel_wavegan": {"layers": 2, "stacks": 1, "residual_channels": 8, "gate_channels": 16, "skip_channels": 8},
+    "diffwave": {"layers": 2, "residual_channels": 8},
+}
+
+
+def test_bench_of_all_five(place, call, monkeypatch):
+    monkeypatch.setattr(bench, "WAVENET", place / "model")
+    monkeypatch.setattr(bench, "RANDOM", {name: (family, SMALL[family]) for name, (family, _) in bench.RANDOM.items()})
+    code, said, _ = call("bench", "--seconds", 0.1)
+    assert code == 0 and said.count(" PyTorch ") == 5 and said.count(" fastvoc ") == 3 + 4 * len(PRECISIONS)
+    assert {family for family, _ in bench.RANDOM.values()} | {"wavenet"} == set(fastvoc.models.MODELS)
+    monkeypatch.setattr(bench.Case, "generate", lambda case, n: torch.full((1, n), 1.0 + (case.backend == bench.ENGINE)))
+    code, _, err = call("bench", "--seconds", 0.1)
+    assert code == 1 and "in fp32 and plain PyTorch disagree" in err
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import subprocess
 
 import pytest
 
+from benchmarks import pictures
 from benchmarks.__main__ import main as benchmarks_main
 from fastvoc.cli import main
 from fastvoc.errors import ConfigError
@@ -50,6 +51,44 @@ def test_where_lower_is_better(tmp_path):
     assert result.summary()[0]["over_peer"] == 10 / 400 and result.comparisons()[0].bars[2]["ratio"] == 10 / 400
 
 
+def test_times_real_time(tmp_path):
+    some = [
+        {"size": "big", "threads": t, "contender": name, "precision": p, "rtf": rtf / t, "streams": 1}
+        for t in (1, 2)
+        for name, p, rtf in [("loop", "fp32", 10.0), ("jit", "fp32", 5.0), ("old", "fp32", 8.0), ("fastvoc", "fp32", 0.5),
+                             ("fastvoc", "bf16", 0.25)]
+    ]  # fmt: skip
+    some += [{**some[-1], "streams": 8, "rtf": 0.001}]
+    result = read_results(write(tmp_path / "a.json", some, realtime={"column": "rtf", "where": {"streams": 1}}))
+    (group, bars), = result.realtime().items()
+    assert group == "big" and [b["name"] for b in bars] == ["loop fp32", "jit fp32", "fastvoc fp32", "fastvoc bf16"]
+    assert [b["value"] for b in bars] == [0.2, 0.4, 4, 8] and [b["ours"] for b in bars] == [False, False, True, True]
+    assert read_results(write(tmp_path / "b.json", rows())).realtime() == {}
+
+
+def test_an_interrupted_run_says_so(tmp_path):
+    path = write(tmp_path / "a.json", [r | {"disturbed_rounds_kept": 1} for r in rows()])
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"complete": False, "quick": True}))
+    html = write_report([path], tmp_path / "out", audio=False).read_text()
+    for words in ("interrupted", "proves no speed", "In 6 of 6 rows other programs"):
+        assert words in html, words
+    assert read_results(write(tmp_path / "b.json", rows())).warnings == []
+
+
+def test_pictures_are_drawn_from_whole_results_only(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr(pictures, "RESULTS", tmp_path)
+    some = [{"model": "big", "threads": 1, "batch": 1, "contender": name, "precision": "fp32", "rtf": rtf}
+            for name, rtf in [("PyTorch eager", 3.0), ("fastvoc", 0.5)]]  # fmt: skip
+    path = write(tmp_path / "models-cpu.json", some)
+    pictures.draw_all(tmp_path / "img")
+    assert sorted(p.name for p in (tmp_path / "img").iterdir()) == ["speed-dark.svg", "speed-light.svg"]
+    assert "roofline: left as it is" in capsys.readouterr().out
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"complete": False}))
+    pictures.draw_all(tmp_path / "other")
+    assert not list((tmp_path / "other").iterdir())
+
+
 def test_compare_finds_what_got_slower(tmp_path, capsys):
     before, slower = write(tmp_path / "a.json", rows()), write(tmp_path / "b.json", rows(0.9))
     lines = compare(read_results(before), read_results(slower))
@@ -75,8 +114,8 @@ def test_numbers():
 
 
 CURVES = [{"title": "Growth", "x": "n", "y": "rate", "series": ["contender"], "where": {"threads": 1}}]
-ROOFLINE = {"intensity": "intensity", "rate": "flops", "label": ["contender"],
-            "ceilings": [{"name": "fp32", "peak": 1e11, "bandwidth": 1e10}]}  # fmt: skip
+ROOFLINE = {"intensity": "intensity", "rate": "flops", "label": ["contender"], "marker": "n", "where": {"threads": 1},
+            "ceilings": [{"name": "fp32", "peak": 1e11}, {"name": "memory", "bandwidth": 1e10}]}  # fmt: skip
 TABLES = [{"title": "Errors", "columns": {"contender": "who", "n": "how many"}, "where": {"threads": 2}}]
 
 

@@ -5,12 +5,11 @@ import logging
 
 import fastvoc
 from fastvoc.audio import quality, read_wav
-from fastvoc.demo import CLIP, bundled_models
+from fastvoc.demo import CLIP, OPTIONS, bundled_models, precisions_of
 from fastvoc.errors import BackendUnavailableError, ConfigError
 from fastvoc.report.charts import data_url, spectrogram
 
 log = logging.getLogger("fastvoc")
-PRECISIONS = ("fp32", "bf16")
 
 
 def recordings(seed: int = 0) -> list[dict]:
@@ -21,9 +20,9 @@ def recordings(seed: int = 0) -> list[dict]:
         model = fastvoc.load(folder)
         clip, _ = read_wav(CLIP, sample_rate=model.sample_rate, resample=True)
         mel = model.preprocessing.features(clip)[None]
-        for precision in PRECISIONS:
+        for precision in precisions_of(model):
             try:
-                wav = model.vocode(mel, seed=seed, precision=precision)[0][: len(clip)]
+                wav = model.vocode(mel, seed=seed, precision=precision, **OPTIONS.get(model.family, {}))[0][: len(clip)]
             except (BackendUnavailableError, ConfigError) as reason:
                 log.warning("%s in %s is left out: %s", name, precision, reason)
                 continue

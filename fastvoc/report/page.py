@@ -6,7 +6,7 @@ from pathlib import Path
 import fastvoc
 from fastvoc._atomic import atomic_path
 from fastvoc.report import charts
-from fastvoc.report.results import Result, read_results
+from fastvoc.report.results import Result, matches, read_results
 
 
 def write_report(paths: list[Path], out: Path, audio: bool = True) -> Path:
@@ -14,6 +14,8 @@ def write_report(paths: list[Path], out: Path, audio: bool = True) -> Path:
     import jinja2
 
     results = [read_results(p) for p in paths]
+    groups = {name: bars for r in results for name, bars in r.realtime().items()}
+    bars = {k: charts.themed(charts.realtime(some), size_of_bars(some), "x") for k, some in _columns(groups).items()}
     if audio:
         from fastvoc.report.listen import recordings
 
@@ -25,7 +27,7 @@ def write_report(paths: list[Path], out: Path, audio: bool = True) -> Path:
     template = environment.from_string((Path(__file__).parent / "page.html").read_text(encoding="utf-8"))
     html = template.render(
         version=fastvoc.__version__, today=datetime.date.today().isoformat(), sections=[_section(r) for r in results],
-        sounds=sounds,
+        sounds=sounds, bars=bars,
     )
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -34,14 +36,31 @@ def write_report(paths: list[Path], out: Path, audio: bool = True) -> Path:
     return out / "index.html"
 
 
+def _columns(groups: dict) -> dict[str, dict]:
+    """Halves with about as many bars each, so that a wide page shows them side by side; nothing where there is nothing."""
+    halves, total, done = {"": {}, "more": {}}, sum(map(len, groups.values())), 0
+    for name, bars in groups.items():
+        halves["" if 2 * done < total else "more"][name] = bars
+        done += len(bars)
+    return {k: half for k, half in halves.items() if half}
+
+
+def size_of_bars(groups: dict) -> tuple[float, float]:
+    """Inches of a picture of `charts.realtime`."""
+    return 5.6, 0.7 + 0.24 * sum(len(bars) + 1.35 for bars in groups.values())
+
+
 def _section(result: Result) -> dict:
     how = result.how
-    pictures = [{"title": c.get("title", ""), **charts.curves(result.rows, c)} for c in how.get("curves", [])]
-    if "roofline" in how:
-        pictures.append({"title": how["roofline"].get("title", "Roofline"), **charts.roofline(result.rows, how["roofline"])})
+    pictures = [(c.get("title", ""), charts.curves(result.rows, c), (5.6, 3.6)) for c in how.get("curves", [])]
+    if how.get("roofline", {}).get("ceilings"):
+        drawing = charts.roofline(result.rows, how["roofline"])
+        pictures.insert(0, (how["roofline"].get("title", "Roofline"), drawing, (6.2, 5.2)))
+    pictures = [{"title": title, **charts.themed(draw, size)} for title, draw, size in pictures if draw is not None]
     tables = [_table(result, t) for t in how.get("tables", [])]
     columns = list(dict.fromkeys(k for row in result.rows for k in row))
-    everything = {"title": "all rows", "heads": columns, "rows": [[row.get(c) for c in columns] for row in result.rows]}
+    cells = [[row.get(c) for c in columns] for row in result.rows]
+    everything = {"title": "all rows", "empty": "", "long": True, "heads": columns, "rows": cells}
     method = result.method if isinstance(result.method, dict) else {"": result.method}
     return {
         "id": result.name, "result": result, "summary": result.summary(), "comparisons": result.comparisons(),
@@ -50,9 +69,11 @@ def _section(result: Result) -> dict:
 
 
 def _table(result: Result, how: dict) -> dict:
-    keep = [r for r in result.rows if all(r.get(k) == v for k, v in how.get("where", {}).items())]
-    keep = [r for r in keep if any(r.get(c) is not None for c in list(how["columns"])[-1:])]
+    last = list(how["columns"])[-1]
+    rows = result.values.get(how.get("rows", "rows"), [])
+    keep = [r for r in rows if matches(r, how.get("where", {})) and r.get(last) is not None]
     return {
+        "empty": "" if keep else how.get("empty", "Nothing yet."), "long": len(keep) > 12,
         "title": how.get("title", ""), "heads": list(how["columns"].values()),
         "rows": [[r.get(c) for c in how["columns"]] for r in keep],
     }

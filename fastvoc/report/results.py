@@ -9,12 +9,15 @@ Beside its rows a file may say how they are to be read:
       "metric": "samples_per_s", "unit": "samples/s", "better": "higher" | "lower",
       "baseline": "PyTorch loop",        the contender that ratios are taken to
       "ours": "fastvoc",                 how the names of our contenders begin
-      "curves": [{"title": …, "x": …, "y": …, "series": [columns], "x_label": …, "y_label": …, "where": {column: value}}],
-      "roofline": {"intensity": column, "rate": column, "label": [columns], "ceilings": [{"name", "peak", "bandwidth"}]},
-      "tables": [{"title": …, "columns": {column: heading}, "where": {…}}]
+      "realtime": {"column": "rtf", "where": {…}},   seconds computed per second of sound: bars of the first group column's values
+      "curves": [{"title": …, "x": …, "y": …, "series": [columns], "x_label": …, "y_label": …, "where": {column: value},
+                  "axes": "linear", else logarithmic}],
+      "roofline": {"title": …, "intensity": column, "rate": column, "label": [columns], "marker": column, "where": {…},
+                   "ceilings": [{"name": …, "peak": …} or {"name": …, "bandwidth": …}]},
+      "tables": [{"title": …, "columns": {column: heading}, "where": {…}, "rows": another list of the file, "empty": words}]
     }
 
-A file without it is shown as a table.
+A file without it is shown as a table. "complete": false marks a run that was interrupted.
 """
 
 import json
@@ -43,6 +46,17 @@ class Result:
     how: dict = field(default_factory=dict)
     method: object = ""
     skipped: dict = field(default_factory=dict)
+    values: dict = field(default_factory=dict)  # all of the file
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a reader must know before any number."""
+        kept, n = sum(bool(r.get("disturbed_rounds_kept")) for r in self.rows), len(self.rows)
+        return [
+            *(["This run was interrupted: not all of it is here."] if self.values.get("complete") is False else []),
+            *(["This was a short run, which proves no speed."] if self.values.get("quick") else []),
+            *([f"In {kept} of {n} rows other programs took part of the machine."] if kept * 10 > n else []),
+        ]
 
     @property
     def title(self) -> str:
@@ -86,12 +100,37 @@ class Result:
             value = r[metric]
             ratio = None if not base or not value else (value / base if higher else base / value)
             bars.append({
-                "name": " ".join(str(x) for x in (r["contender"], r.get("precision", "")) if x), "value": value,
+                "name": _named(r), "value": value,
                 "low": r.get(f"{metric}_min"), "high": r.get(f"{metric}_max"),
                 "share": value / longest if longest else 0, "ratio": ratio,
-                "ours": r["contender"].startswith(self.how.get("ours", "fastvoc")),
+                "ours": self._is_ours(r),
             })  # fmt: skip
         return Comparison(" · ".join(group), ", ".join(setting), bars)
+
+    def realtime(self) -> dict[str, list[dict]]:
+        """Per model, with the most threads: how many times faster than real time the baseline, the best other and ours are."""
+        how = self.how.get("realtime")
+        if not how:
+            return {}
+        rows = [r for r in self.rows if r.get(how["column"]) and matches(r, how.get("where", {}))]
+        most = max((r["threads"] for r in rows), default=0)
+        groups: dict[str, list[dict]] = {}
+        for r in rows:
+            if r["threads"] == most:
+                groups.setdefault(str(r[self.how["group"][0]]), []).append(r)
+        shown = {}
+        for group, some in groups.items():
+            some = sorted(some, key=lambda r: -r[how["column"]])
+            others = [r for r in some if not self._is_ours(r)]
+            base = [r for r in others if r["contender"] == self.how["baseline"]]
+            picked = [*base, *(r for r in others[-1:] if r not in base), *(r for r in some if self._is_ours(r))]
+            shown[group] = [
+                {"name": _named(r), "value": 1 / r[how["column"]], "ours": self._is_ours(r)} for r in picked
+            ]  # fmt: skip
+        return shown
+
+    def _is_ours(self, row: dict) -> bool:
+        return row["contender"].startswith(self.how.get("ours", "fastvoc"))
 
     def summary(self) -> list[dict]:
         """Per comparison our best contender beside the baseline and beside the best of the others."""
@@ -108,6 +147,14 @@ class Result:
         return lines
 
 
+def matches(row: dict, where: dict) -> bool:
+    return all(row.get(k) == v for k, v in where.items())
+
+
+def _named(row: dict) -> str:
+    return " ".join(str(x) for x in (row["contender"], row.get("precision", "")) if x)
+
+
 def read_results(path: Path) -> Result:
     """Raises ConfigError for a file that `python -m benchmarks` did not write."""
     values = read_json(Path(path))
@@ -120,7 +167,7 @@ def read_results(path: Path) -> Result:
         )
     return Result(
         Path(path), values["name"], values["environment"], rows, values.get("report", {}), values.get("method", ""),
-        values.get("skipped", {}),
+        values.get("skipped", {}), values,
     )
 
 
@@ -136,7 +183,7 @@ def compare(before: Result, after: Result, tolerance: float = 0.05) -> list[dict
     for row in after.rows:
         if name(row) not in old or not row.get(how["metric"]):
             continue
-        if not row["contender"].startswith(how.get("ours", "fastvoc")):
+        if not after._is_ours(row):
             continue
         change = row[how["metric"]] / old[name(row)][how["metric"]]
         speed = change if how.get("better", "higher") == "higher" else 1 / change
