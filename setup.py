@@ -48,7 +48,7 @@ setup(
     packages=find_packages(include=["fastvoc", "fastvoc.*"]),
     package_dir={"fastvoc.kernels": "kernels"},  # the Triton kernels; fastvoc/kernels/ only points there, in a source tree
     package_data={
-        "fastvoc": ["py.typed", "cuda_tuning.json"],
+        "fastvoc": ["py.typed", "_C.pyi", "cuda_tuning.json"],
         "fastvoc.demo": ["*.wav", "text/*.txt", "*/*"],
         "fastvoc.report": ["*.html"],
         "fastvoc.training": ["recipes/*.json"],

@@ -124,7 +124,8 @@ def why_not() -> str | None:
 
 def library() -> Library:
     """The library. Raises Unsupported, so that a backend that asks for it declines."""
-    if reason := why_not():
+    reason = why_not()
+    if not isinstance(_loaded, Library):
         raise Unsupported(reason)
     return _loaded
 
@@ -168,7 +169,8 @@ def warmup(device: str | torch.device | int = "cuda") -> None:
 
     Raises BackendUnavailableError with the reason where the library cannot be used.
     """
-    if reason := why_not():
+    reason = why_not()
+    if not isinstance(_loaded, Library):
         raise BackendUnavailableError(f"fastvoc.warmup: {reason}")
     device = torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
     if device.type == "cuda" and device.index is None:

@@ -8,9 +8,10 @@ from __future__ import annotations
 import importlib
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial, reduce, wraps
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from fastvoc.errors import BackendUnavailableError, ConfigError, DeviceError, DT
 
 OPS: dict[str, Op | PlanOp] = {}
 ORDER = {"cuda": ("cuda", "triton", "reference"), "cpu": ("cpu", "reference")}
+Function = TypeVar("Function", bound=Callable)
 BACKENDS = ("cuda", "triton", "cpu", "reference")
 
 _lib = torch.library.Library("fastvoc", "DEF")
@@ -89,7 +91,8 @@ class PlanOp:
     """An operator whose backends are plans: built once from weights, run many times. No tracing, no gradient."""
 
     def __init__(self, name: str, **backends: Callable):
-        self.name, self.backends, self.cases = name, backends, {}
+        self.name, self.backends = name, backends
+        self.cases: dict[str, tuple] = {}
         OPS[name] = self
 
     def plan(self, device: torch.device, *args, **kwargs):
@@ -114,7 +117,7 @@ def forced_backend() -> str | None:
 
 
 @contextmanager
-def backend(name: str):
+def backend(name: str) -> Iterator[None]:
     """Force one backend everywhere: `with fastvoc.backend("reference"): ...`. A decline then raises."""
     global _forced
     previous, _forced = _forced, _checked(name)
@@ -190,7 +193,7 @@ def same_kind(op: str, **tensors: Tensor) -> None:
             )
 
 
-def autocast(policy: str) -> Callable:
+def autocast(policy: str) -> Callable[[Function], Function]:
     """A public function's behaviour under torch.autocast, which does not see our operators by itself.
 
     "lower"    float tensors go to autocast's dtype, as those of torch's matrix products do
@@ -199,7 +202,7 @@ def autocast(policy: str) -> Callable:
     float64 stays. Within the function autocast is off, so that a reference computes in what it was given.
     """
 
-    def decorate(fn):
+    def decorate(fn: Function) -> Function:
         @wraps(fn)
         def public(x: Tensor, *args, **kwargs):
             kind = "cuda" if x.is_cuda else "cpu"
@@ -212,8 +215,8 @@ def autocast(policy: str) -> Callable:
             with torch.autocast(kind, enabled=False):
                 return fn(cast(x), *map(cast, args), **{name: cast(a) for name, a in kwargs.items()})
 
-        public.autocast = policy
-        return public
+        public.autocast = policy  # type: ignore[attr-defined]
+        return cast(Function, public)
 
     return decorate
 

@@ -7,7 +7,7 @@ class FastvocError(Exception):
     hint: one sentence on how to mend it; the command line prints it on a line of its own.
     """
 
-    def __init__(self, message: str, *, hint: str | None = None):
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(message if hint is None else f"{message} {hint}")
         self.message, self.hint = message, hint
 

@@ -21,7 +21,7 @@ GOLDEN = Path(__file__).parent / "data" / "nv-wavenet-a"
 def main() -> None:
     package = Path(fastvoc.__file__).parent
     assert "site-packages" in package.parts, f"this is no installed fastvoc: {package}"
-    assert (package / "py.typed").is_file() and (package / "demo" / "speech.wav").is_file()
+    assert (package / "py.typed").is_file() and (package / "_C.pyi").is_file() and (package / "demo" / "speech.wav").is_file()
     command = Path(sys.executable).parent / "fastvoc"
     facts = json.loads(subprocess.run([command, "info", "--json"], check=True, capture_output=True, text=True).stdout)
     assert facts["versions"]["fastvoc"] == fastvoc.__version__, facts

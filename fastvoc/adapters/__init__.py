@@ -6,6 +6,7 @@ a subclass that adds the upstream's own methods for inference.
 """
 
 import inspect
+from typing import Any
 
 from torch import nn
 
@@ -13,6 +14,7 @@ from fastvoc.adapters import clarinet, diffwave_lmnt, diffwave_philsyn, parallel
 from fastvoc.checkpoints.families import nearest
 from fastvoc.checkpoints.reading import float_tensors
 from fastvoc.errors import ConfigError, DTypeError, IncompatibleCheckpointError
+from fastvoc.models.vocoder import Vocoder
 from fastvoc.ops.wavenet_generate import PRECISIONS
 
 ADAPTERS = [waveglow, parallel_wavegan, diffwave_lmnt, diffwave_philsyn, clarinet, wavenet_r9y9]
@@ -20,7 +22,7 @@ ADAPTERS = [waveglow, parallel_wavegan, diffwave_lmnt, diffwave_philsyn, clarine
 __all__ = ["ADAPTERS", "accelerate"]
 
 
-def accelerate(module: nn.Module, precision: str = "fp32", **options):
+def accelerate(module: nn.Module, precision: str = "fp32", **options: Any) -> Vocoder:
     """The fastvoc model with the weights of `module`, an instance of a public implementation's class.
 
     It is called for inference as `module` is, has `infer` beside that, and is on the module's device, in eval mode. The

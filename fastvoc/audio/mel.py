@@ -14,6 +14,7 @@ import difflib
 import functools
 import math
 from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,7 +44,7 @@ _CHOICES = {
 
 _BASE = {"sample_rate": 22050, "n_fft": 1024, "hop_length": 256, "win_length": 1024, "n_mels": 80}
 _PWG = {**_BASE, "fmin": 80, "fmax": 7600, "log": "log10", "floor": 1e-10}
-_PRESETS = {
+_PRESETS: dict[str, dict] = {
     "tacotron": {**_BASE, "fmin": 0, "fmax": 8000, "log": "ln", "floor": 1e-5},
     "lmnt": {
         **_BASE, "fmin": 20, "fmax": None, "mel_scale": "htk", "mel_norm": None, "stft_divisor": "normalized",
@@ -139,7 +140,7 @@ class MelConfig:
             )
 
     @classmethod
-    def preset(cls, name: str, **changes) -> "MelConfig":
+    def preset(cls, name: str, **changes: Any) -> "MelConfig":
         """tacotron, lmnt, parallel_wavegan, r9y9, r9y9_2018, clarinet or bfs18, with fields changed.
 
         Upstream ClariNet and r9y9 of 2018 rescale each clip to a peak of 0.999 first; that is the caller's, since it
@@ -182,12 +183,12 @@ class MelConfig:
 
     def normalise(self, mel: Tensor) -> Tensor:
         """(mel - mean) / scale, bands on axis -2; unchanged where there are no statistics."""
-        if self.mean is None:
+        if self.mean is None or self.scale is None:
             return mel
         return (mel - _column(self.mean, mel)) / _column(self.scale, mel)
 
     def denormalise(self, mel: Tensor) -> Tensor:
-        if self.mean is None:
+        if self.mean is None or self.scale is None:
             return mel
         return mel * _column(self.scale, mel) + _column(self.mean, mel)
 

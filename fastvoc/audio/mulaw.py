@@ -6,6 +6,7 @@ x = sgn(s) ((1 + µ)^|s| - 1) / µ. The 2018 recipes that pass µ = 256 want n_c
 
 import functools
 import math
+from typing import overload
 
 import numpy as np
 import torch
@@ -14,6 +15,10 @@ from torch import Tensor
 from fastvoc.errors import ConfigError, DTypeError
 
 
+@overload
+def mulaw_encode(x: Tensor, n_classes: int = 256, rounding: str = "nearest") -> Tensor: ...
+@overload
+def mulaw_encode(x: np.ndarray, n_classes: int = 256, rounding: str = "nearest") -> np.ndarray: ...
 def mulaw_encode(x: Tensor | np.ndarray, n_classes: int = 256, rounding: str = "nearest") -> Tensor | np.ndarray:
     """Float waveform of any shape -> int64 classes 0 .. n_classes - 1. Samples beyond ±1 count as ±1."""
     if isinstance(x, np.ndarray):
@@ -31,6 +36,10 @@ def mulaw_encode(x: Tensor | np.ndarray, n_classes: int = 256, rounding: str = "
     return (scaled + 0.5 if rounding == "nearest" else scaled).floor().long()
 
 
+@overload
+def mulaw_decode(q: Tensor, n_classes: int = 256) -> Tensor: ...
+@overload
+def mulaw_decode(q: np.ndarray, n_classes: int = 256) -> np.ndarray: ...
 def mulaw_decode(q: Tensor | np.ndarray, n_classes: int = 256) -> Tensor | np.ndarray:
     """Integer classes of any shape -> float32 waveform.
 

@@ -204,8 +204,8 @@ def _write(path: Path, temporary: Path, wav: np.ndarray, rate: int, subtype: str
         raise AudioError(f"{path}: {container} with {subtype} cannot be written.")
     try:
         with (
-            open(temporary, "wb+") as file,
-            soundfile.SoundFile(file, "w", rate, 1, subtype, format=container) as writer,
+            open(temporary, "wb+") as raw,
+            soundfile.SoundFile(raw, "w", rate, 1, subtype, format=container) as writer,
         ):
             for block in _slices(wav):
                 writer.write(_integers(block, _WIDTHS[subtype]) if subtype in _WIDTHS else np.clip(block, -1, 1))

@@ -20,11 +20,11 @@ class AffineCoupling(nn.Module):
     forward(audio (B, 2h, T), cond) -> (B, 2h, T), log_s (B, h, T);   forward(audio, cond, reverse=True) -> (B, 2h, T)
     """
 
-    def __init__(self, net: nn.Module, swap: bool = False):
+    def __init__(self, net: nn.Module, swap: bool = False) -> None:
         super().__init__()
         self.net, self.swap = net, swap
 
-    def forward(self, audio: Tensor, cond: Tensor | None = None, reverse: bool = False):
+    def forward(self, audio: Tensor, cond: Tensor | None = None, reverse: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         a, b = self.halves(audio)
         params = self.net((a, cond)).to(audio.dtype)  # which autocast may have made a lower one
         if reverse:

@@ -27,7 +27,7 @@ class CausalConv1d(nn.Module):
         dilation: int = 1,
         groups: int = 1,
         bias: bool = True,
-    ):
+    ) -> None:
         super().__init__()
         sizes = {
             "in_channels": in_channels,

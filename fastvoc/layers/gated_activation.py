@@ -12,7 +12,7 @@ class GatedActivation(nn.Module):
     (B, 2·C, T) -> (B, C, T);   (B, C, T), (B, C, T) -> (B, C, T)
     """
 
-    def __init__(self, dim: int = 1):
+    def __init__(self, dim: int = 1) -> None:
         super().__init__()
         self.dim = dim
 

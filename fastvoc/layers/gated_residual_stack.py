@@ -3,8 +3,9 @@
 `forward` is differentiable, layer by layer; `infer` runs the same weights as one plan (ops/gated_residual_stack.py).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,7 @@ from fastvoc.ops.gated_residual_stack import StackWeights, gated_residual_stack
 class GatedResidualLayer(nn.Module):
     """conv (2H, R, k), cond (2H, C, 1) without bias, out (R + S, H, 1): residual rows first. Gate rows: tanh first."""
 
-    def __init__(self, residual: int, half_gate: int, skip: int, cond: int, kernel: int):
+    def __init__(self, residual: int, half_gate: int, skip: int, cond: int, kernel: int) -> None:
         super().__init__()
         self.conv = nn.Conv1d(residual, 2 * half_gate, kernel)
         self.cond = nn.Conv1d(cond, 2 * half_gate, 1, bias=False) if cond else None
@@ -44,13 +45,13 @@ class GatedResidualStack(nn.Module):
         skip_channels: int,
         cond_channels: int,
         kernel_size: int,
-        dilations,
+        dilations: Iterable[int],
         causal: bool = False,
         rho: float = 1.0,
         step_in_residual: bool = False,
         cond_per_layer: bool = False,
         dropout: float = 0.0,
-    ):
+    ) -> None:
         super().__init__()
         self.recompute = False
         self.dilations = tuple(int(d) for d in dilations)
@@ -71,22 +72,22 @@ class GatedResidualStack(nn.Module):
             GatedResidualLayer(residual_channels, gate_channels // 2, skip_channels, cond_channels, kernel_size)
             for _ in self.dilations
         )
-        self._plans = {}
+        self._plans: dict = {}
 
     def forward(
         self, x: Tensor, cond: Tensor | Sequence[Tensor] | None = None, step: Tensor | None = None
     ) -> Tensor:
         self._check(x, cond, step)
         layer = partial(checkpoint, self._layer, use_reentrant=False) if self.recompute else self._layer
-        y = 0.0
+        y: Any = 0.0
         for l in range(len(self.layers)):
-            c = cond[l] if self.cond_per_layer and cond is not None else cond
+            c: Any = cond[l] if self.cond_per_layer and cond is not None else cond
             x, s = layer(l, x, c, None if step is None else step[:, l])
             y = y + s
         return y if self.skip_channels else x
 
-    def _layer(self, l: int, x: Tensor, cond: Tensor | None, step: Tensor | None) -> tuple[Tensor, Tensor]:
-        layer = self.layers[l]
+    def _layer(self, l: int, x: Tensor, cond: Any, step: Tensor | None) -> tuple[Tensor, Tensor]:
+        layer: Any = self.layers[l]
         dropped = F.dropout(x, self.dropout) if self.dropout and self.training else x
         x_out, skip = gated_residual(
             dropped,
@@ -113,8 +114,9 @@ class GatedResidualStack(nn.Module):
         if cond is not None and (isinstance(cond, Tensor) or not self.cond_per_layer):
             each = B, T, self.cond_channels
             expected = (len(self.dilations), *each) if self.cond_per_layer else each
-            if tuple(cond.shape) != expected:
-                raise ShapeError(f"cond is {tuple(cond.shape)}, expected {expected}")
+            if not isinstance(cond, Tensor) or tuple(cond.shape) != expected:
+                got = tuple(cond.shape) if isinstance(cond, Tensor) else f"a {type(cond).__name__}"
+                raise ShapeError(f"cond is {got}, expected {expected}")
         elif cond is not None and len(cond) != len(self.dilations):
             raise ShapeError(f"cond has {len(cond)} tensors, expected one for each of {len(self.dilations)} layers")
         expected = B, len(self.dilations), self.residual_channels
@@ -157,7 +159,7 @@ class GatedResidualStack(nn.Module):
         w_out = torch.cat([w_out[:, :R], skip_w.to(w_out)], 1)
         return w_out, torch.cat([b_out[:, :R], skip_b.to(b_out)], 1)
 
-    def plan(self, precision: str = "fp32", threads: int | None = None, head: nn.Conv1d | None = None):
+    def plan(self, precision: str = "fp32", threads: int | None = None, head: nn.Conv1d | None = None) -> Any:
         """The packed weights for this device, precision and forced backend; made anew when a parameter has changed."""
         key = forced_backend(), precision, threads, head is not None
         parameters = [*self.parameters(), *(head.parameters() if head is not None else ())]
@@ -190,7 +192,8 @@ class GatedResidualStack(nn.Module):
     @property
     def reach(self) -> int:
         """Samples before and after (causal: before) that the result at one sample depends on."""
-        taps = self.layers[0].conv.kernel_size[0] - 1
+        first: Any = self.layers[0]
+        taps = first.conv.kernel_size[0] - 1
         return sum(self.dilations) * taps // (1 if self.causal else 2)
 
     def __getstate__(self):

@@ -15,7 +15,7 @@ class Invertible1x1Conv(nn.Module):
     forward(y, reverse=True) -> W⁻¹·y
     """
 
-    def __init__(self, c: int):
+    def __init__(self, c: int) -> None:
         super().__init__()
         if c < 1:
             raise ConfigError(f"Invertible1x1Conv: c must be at least 1, got {c}")
@@ -24,9 +24,9 @@ class Invertible1x1Conv(nn.Module):
         rotation[:, 0] *= torch.linalg.det(rotation).sign()  # without a look at it: a config is tried on the meta device
         with torch.no_grad():
             self.conv.weight.copy_(rotation[:, :, None])
-        self._inverse = None
+        self._inverse: tuple[tuple, Tensor] | None = None
 
-    def forward(self, z: Tensor, reverse: bool = False):
+    def forward(self, z: Tensor, reverse: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         if reverse:
             return self.inverse(z)
         y, log_det = invertible_conv1x1(z, self.conv.weight[:, :, 0])

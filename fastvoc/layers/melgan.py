@@ -22,7 +22,7 @@ LEAKY = {"negative_slope": 0.2}
 class CausalConv1d(nn.Module):
     """A convolution over the past. Upstream pads both sides and cuts the end off: what it pads there is never seen."""
 
-    def __init__(self, n_in, n_out, kernel_size, dilation=1, bias=True, pad="ReflectionPad1d", pad_params=None):
+    def __init__(self, n_in, n_out, kernel_size, dilation=1, bias=True, pad="ReflectionPad1d", pad_params=None) -> None:
         super().__init__()
         reach = (kernel_size - 1) * dilation
         self.pad = padding(pad, (reach, reach), pad_params)
@@ -35,7 +35,7 @@ class CausalConv1d(nn.Module):
 class CausalConvTranspose1d(nn.Module):
     """Stride s: sample s·f + p from frames f - 1 and f."""
 
-    def __init__(self, n_in, n_out, kernel_size, stride, bias=True):
+    def __init__(self, n_in, n_out, kernel_size, stride, bias=True) -> None:
         super().__init__()
         self.stride = stride
         self.deconv = nn.ConvTranspose1d(n_in, n_out, kernel_size, stride, bias=bias)
@@ -47,7 +47,7 @@ class CausalConvTranspose1d(nn.Module):
 class ResidualStack(nn.Module):
     """conv1x1(act(conv(act(x)))) + skip_layer(x)"""
 
-    def __init__(self, channels, kernel_size, dilation, bias, activation, pad, pad_params, causal):
+    def __init__(self, channels, kernel_size, dilation, bias, activation, pad, pad_params, causal) -> None:
         super().__init__()
         conv = _conv(channels, channels, kernel_size, dilation, bias, pad, pad_params, causal)
         self.stack = nn.Sequential(activation(), *conv, activation(), nn.Conv1d(channels, channels, 1, bias=bias))
@@ -78,7 +78,7 @@ class MelGANGenerator(nn.Module):
         pad_params=None,
         use_final_nonlinear_activation=True,
         use_causal_conv=False,
-    ):
+    ) -> None:
         super().__init__()
         self.scale, n_scales = math.prod(upsample_scales), len(upsample_scales)
         if not n_scales or channels < self.scale or channels % 2**n_scales:

@@ -3,6 +3,7 @@ names and start. The layer itself is ops/gated_residual.py; the rewriting is the
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,7 @@ from fastvoc.ops.gated_residual import gated_residual
 class ResidualBlock(nn.Module):
     """One layer of DiffWave: x (B, C, T), embedded step (B, 512), mel at sample rate (B, n_mels, T) -> x, skip (B, C, T)."""
 
-    def __init__(self, n_mels: int, residual_channels: int, dilation: int, uncond: bool = False):
+    def __init__(self, n_mels: int, residual_channels: int, dilation: int, uncond: bool = False) -> None:
         super().__init__()
         C, self.dilation = residual_channels, dilation
         self.dilated_conv = _conv(C, 2 * C, 3, padding=dilation, dilation=dilation)
@@ -28,16 +29,17 @@ class ResidualBlock(nn.Module):
             has = "takes no conditioner" if self.conditioner_projection is None else "is conditioned: conditioner is missing"
             raise ShapeError(f"this ResidualBlock {has}")
         w_in, bias, cond = self.dilated_conv.weight, self.dilated_conv.bias, None
-        if conditioner is not None:
-            projection = self.conditioner_projection
+        output: Any = self.output_projection
+        projection = self.conditioner_projection
+        if conditioner is not None and projection is not None:
             cond = F.linear(conditioner.transpose(1, 2), _swapped(projection.weight[:, :, 0]), _swapped(projection.bias))
         step = self.diffusion_projection(diffusion_step)
         x, skip = gated_residual(
             x.transpose(1, 2).contiguous(),
             _swapped(w_in),  # lmnt's first half is the sigmoid, here it is the tanh
             _swapped(bias),
-            self.output_projection.weight[:, :, 0],
-            self.output_projection.bias,
+            output.weight[:, :, 0],
+            output.bias,
             cond,
             step.expand(len(x), -1),
             dilation=self.dilation,
@@ -49,9 +51,9 @@ class ResidualBlock(nn.Module):
 class SpectrogramUpsampler(nn.Module):
     """lmnt's upsampler: mel (B, n_mels, n_frames) -> (B, n_mels, 256·n_frames). The bands share its weights."""
 
-    def __init__(self, n_mels: int):
+    def __init__(self, n_mels: int) -> None:
         super().__init__()
-        conv = lambda: nn.ConvTranspose2d(1, 1, [3, 32], stride=[1, 16], padding=[1, 8])
+        conv = lambda: nn.ConvTranspose2d(1, 1, (3, 32), stride=(1, 16), padding=(1, 8))
         self.conv1, self.conv2 = conv(), conv()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -65,6 +67,6 @@ def _conv(*args, **kwargs) -> nn.Conv1d:
     return conv
 
 
-def _swapped(rows: Tensor) -> Tensor:
+def _swapped(rows: Any) -> Tensor:
     first, second = rows.chunk(2)
     return torch.cat([second, first])

@@ -7,6 +7,7 @@ of its like with ParallelWaveGAN's names is in wavenet_residual_block.py.
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -34,7 +35,7 @@ class ResidualConv1dGLU(nn.Module):
         bias: bool = True,
         conditioning_bias: bool = False,
         residual_scale: float = math.sqrt(0.5),
-    ):
+    ) -> None:
         super().__init__()
         R, G, S = residual_channels, gate_channels, skip_out_channels or residual_channels
         if padding is not None:
@@ -53,7 +54,7 @@ class ResidualConv1dGLU(nn.Module):
         for name, conv, features in (("c", self.conv1x1c, c), ("g", self.conv1x1g, g)):
             if (features is None) != (conv is None):
                 raise ShapeError(f"{name} is {'missing' if features is None else 'given, but this layer does not take it'}")
-            if conv is not None:
+            if conv is not None and features is not None:
                 if features.dim() != 3 or features.shape[1] != conv.in_channels or features.shape[2] not in (1, x.shape[2]):
                     raise ShapeError(f"{name} is {tuple(features.shape)}, expected (B, {conv.in_channels}, {x.shape[2]})")
                 share = F.linear(features.transpose(1, 2), conv.weight[:, :, 0], conv.bias)
@@ -64,14 +65,16 @@ class ResidualConv1dGLU(nn.Module):
 
     def time_major(self, x: Tensor, cond: Tensor | None) -> tuple[Tensor, Tensor]:
         """x (B, T, R), cond (B, T, G) projected already -> x' (B, T, R), skip (B, T, S)"""
-        out, skip = self.conv1x1_out, self.conv1x1_skip
+        out: Any = self.conv1x1_out
+        skip: Any = self.conv1x1_skip
         w_out = torch.cat([out.weight[:, :, 0], skip.weight[:, :, 0]])
-        has_bias = self.conv.bias is not None
+        bias: Any = self.conv.bias
+        has_bias = bias is not None
         dropped = F.dropout(x, self.dropout, self.training)
         x_out, s = gated_residual(
             dropped,
             self.conv.weight,
-            self.conv.bias if has_bias else x.new_zeros(len(self.conv.weight)),
+            bias if has_bias else x.new_zeros(len(self.conv.weight)),
             w_out,
             torch.cat([out.bias, skip.bias]) if has_bias else x.new_zeros(len(w_out)),
             cond,

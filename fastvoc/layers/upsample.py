@@ -6,6 +6,8 @@ and the whole mel has to be there first.
 """
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +27,7 @@ def at_sample_rate(network: nn.Module | None, c: Tensor) -> Tensor:
     plain = torch.is_grad_enabled() or c.dtype != torch.float32 or not c.is_cpu or not len(c)
     if network is None or plain or forced_backend() == "reference":
         return (c if network is None else network(c)).transpose(1, 2).contiguous()
-    stages = network.stages() if hasattr(network, "stages") else None
+    stages: Any = getattr(network, "stages", lambda: None)()
     if stages is None:  # MelGAN's, a causal one, odd scales: the network itself
         return network(c).transpose(1, 2).contiguous()
     return upsample_samples(stages, c, getattr(network, "indent", 0))
@@ -45,7 +47,7 @@ class Stretch2d(nn.Module):
 
     MODES = "nearest", "bilinear", "bicubic", "area", "nearest-exact"
 
-    def __init__(self, x_scale: int, y_scale: int = 1, mode: str = "nearest"):
+    def __init__(self, x_scale: int, y_scale: int = 1, mode: str = "nearest") -> None:
         super().__init__()
         if y_scale != 1 or mode not in self.MODES:
             raise ConfigError(f"Stretch2d: got y_scale={y_scale}, mode={mode!r}; expected y_scale=1, one of {self.MODES}")
@@ -64,19 +66,19 @@ class UpsampleNetwork(nn.Module):
 
     def __init__(
         self,
-        upsample_scales,
-        upsample_activation="none",
-        upsample_activation_params=None,
-        mode="nearest",
-        freq_axis_kernel_size=1,
-        cin_pad=0,
-        cin_channels=80,
+        upsample_scales: Sequence[int],
+        upsample_activation: str | None = "none",
+        upsample_activation_params: dict | None = None,
+        mode: str = "nearest",
+        freq_axis_kernel_size: int = 1,
+        cin_pad: int = 0,
+        cin_channels: int = 80,
         *,
-        nonlinear_activation=None,
-        nonlinear_activation_params=None,
-        interpolate_mode=None,
-        use_causal_conv=False,
-    ):
+        nonlinear_activation: str | None = None,
+        nonlinear_activation_params: dict | None = None,
+        interpolate_mode: str | None = None,
+        use_causal_conv: bool = False,
+    ) -> None:
         super().__init__()
         name = nonlinear_activation or upsample_activation or "none"
         params = nonlinear_activation_params or upsample_activation_params
@@ -87,7 +89,7 @@ class UpsampleNetwork(nn.Module):
         self.indent = cin_pad * self.scale
         self.context = cin_pad  # frames on each side that feed the edges and give no samples of their own
         self.use_causal_conv = use_causal_conv
-        self.up_layers = nn.ModuleList()
+        self.up_layers: Any = nn.ModuleList()
         for scale in self.scales:
             kernel = (freq_axis_kernel_size, 2 * scale + 1)
             padding = (freq_axis_kernel_size - 1) // 2, 2 * scale if use_causal_conv else scale
@@ -140,19 +142,19 @@ class ConvInUpsampleNetwork(nn.Module):
 
     def __init__(
         self,
-        upsample_scales,
-        upsample_activation="none",
-        upsample_activation_params=None,
-        mode="nearest",
-        freq_axis_kernel_size=1,
-        cin_pad=0,
-        cin_channels=80,
+        upsample_scales: Sequence[int],
+        upsample_activation: str | None = "none",
+        upsample_activation_params: dict | None = None,
+        mode: str = "nearest",
+        freq_axis_kernel_size: int = 1,
+        cin_pad: int = 0,
+        cin_channels: int = 80,
         *,
-        aux_channels=None,
-        aux_context_window=None,
-        use_causal_conv=False,
-        **names,
-    ):
+        aux_channels: int | None = None,
+        aux_context_window: int | None = None,
+        use_causal_conv: bool = False,
+        **names: Any,
+    ) -> None:
         super().__init__()
         channels = cin_channels if aux_channels is None else aux_channels
         self.context = cin_pad if aux_context_window is None else aux_context_window
@@ -191,18 +193,25 @@ class ConvTranspose2dUpsampleNetwork(nn.Module):
     padding (1, ⌊s/2⌋), LeakyReLU 0.4; for odd s the result is cut. The keys are those of a Sequential: up_layers.{0, 2, …}.
     """
 
-    def __init__(self, upsample_scales, kernel_factor=2, freq_axis_kernel_size=3, negative_slope=0.4, cin_channels=80):
+    def __init__(
+        self,
+        upsample_scales: Sequence[int],
+        kernel_factor: int = 2,
+        freq_axis_kernel_size: int = 3,
+        negative_slope: float = 0.4,
+        cin_channels: int = 80,
+    ) -> None:
         super().__init__()
         self.scales = _positive("upsample_scales", upsample_scales)
         self.scale, self.context, self.is_linear_in_time = math.prod(self.scales), 0, False
-        self.up_layers = nn.Sequential()
+        self.up_layers: Any = nn.Sequential()
         for scale in self.scales:
             kernel = (freq_axis_kernel_size, kernel_factor * scale)
             padding = ((freq_axis_kernel_size - 1) // 2, (kernel_factor - 1) * scale // 2)
             conv = nn.ConvTranspose2d(1, 1, kernel, stride=(1, scale), padding=padding)
             # Mean one over the taps that meet in a sample, so that the mel's level survives the initialisation
             nn.init.constant_(conv.weight, 1.0 / (freq_axis_kernel_size * kernel_factor))
-            nn.init.zeros_(conv.bias)
+            nn.init.zeros_(conv.bias)  # type: ignore[arg-type]  # torch: it may be None
             self.up_layers += nn.Sequential(conv, nn.LeakyReLU(negative_slope) if negative_slope else nn.ReLU())
 
     def forward(self, c: Tensor) -> Tensor:
@@ -212,11 +221,10 @@ class ConvTranspose2dUpsampleNetwork(nn.Module):
         for conv in self.up_layers[:-2:2]:  # an odd one gives a sample too much, which the next stage would hear
             if conv.kernel_size[1] - 2 * conv.padding[1] != conv.stride[1]:
                 return None
+        slopes: Any = [negative_slope(act) for act in self.up_layers[1::2]]  # of ReLU or LeakyReLU: never None
         return [
-            Fir.transposed(
-                conv.weight.detach()[0, 0], conv.bias.detach(), conv.stride[1], conv.padding[1], negative_slope(act)
-            )
-            for conv, act in zip(self.up_layers[::2], self.up_layers[1::2])
+            Fir.transposed(conv.weight.detach()[0, 0], conv.bias.detach(), conv.stride[1], conv.padding[1], slope)
+            for conv, slope in zip(self.up_layers[::2], slopes)
         ]
 
 
@@ -226,7 +234,7 @@ class ConvTranspose1dUpsampleNetwork(nn.Module):
     Sample t depends on frames ⌊t/s⌋ - (window/s - 1) … ⌊t/s⌋ only. The module itself is the ConvTranspose1d.
     """
 
-    def __init__(self, window: int, stride: int, cin_channels: int = 80):
+    def __init__(self, window: int, stride: int, cin_channels: int = 80) -> None:
         super().__init__()
         if window % stride:
             raise ConfigError(f"upsample window {window} is no multiple of its stride {stride}")
@@ -237,7 +245,8 @@ class ConvTranspose1dUpsampleNetwork(nn.Module):
         return self.conv(c)[:, :, : c.shape[2] * self.scale]
 
     def stages(self) -> list:
-        return [Mix.transposed(self.conv.weight.detach(), self.conv.bias.detach(), self.scale)]
+        bias: Any = self.conv.bias
+        return [Mix.transposed(self.conv.weight.detach(), bias.detach(), self.scale)]
 
 
 class DeconvUpsampleNetwork(nn.Module):
@@ -246,13 +255,13 @@ class DeconvUpsampleNetwork(nn.Module):
     Output s·i + j - left gathers tap j of frame i, left = ⌊(k - s)/2⌋: TensorFlow's "SAME", stride times as long.
     """
 
-    def __init__(self, kernels, strides, channels=256, negative_slope=0.4, cin_channels=80):
+    def __init__(self, kernels, strides, channels=256, negative_slope=0.4, cin_channels=80) -> None:
         super().__init__()
         if len(kernels) != len(strides) or any(k < s for k, s in zip(kernels, strides)):
             raise ConfigError(f"kernels {kernels} and strides {strides}: expected as many, no kernel below its stride")
         self.scale, self.context, self.negative_slope = math.prod(strides), 0, negative_slope
         widths = [cin_channels, *[channels] * len(kernels)]
-        self.up_layers = nn.ModuleList(
+        self.up_layers: Any = nn.ModuleList(
             nn.ConvTranspose1d(a, b, k, s) for a, b, k, s in zip(widths, widths[1:], kernels, strides)
         )
 

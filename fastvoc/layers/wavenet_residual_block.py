@@ -7,6 +7,7 @@ Both compute with the gated_residual operator (fastvoc/ops/gated_residual.py).
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,16 +22,16 @@ class WaveNetResidualBlock(nn.Module):
 
     def __init__(
         self,
-        kernel_size=3,
-        residual_channels=64,
-        gate_channels=128,
-        skip_channels=64,
-        aux_channels=80,
-        dropout=0.0,
-        dilation=1,
-        bias=True,
-        use_causal_conv=False,
-    ):
+        kernel_size: int = 3,
+        residual_channels: int = 64,
+        gate_channels: int = 128,
+        skip_channels: int = 64,
+        aux_channels: int = 80,
+        dropout: float = 0.0,
+        dilation: int = 1,
+        bias: bool = True,
+        use_causal_conv: bool = False,
+    ) -> None:
         super().__init__()
         if not use_causal_conv and kernel_size % 2 == 0:
             raise ConfigError(f"kernel_size must be odd where use_causal_conv is off, got {kernel_size}")
@@ -41,7 +42,8 @@ class WaveNetResidualBlock(nn.Module):
         self.conv1x1_aux = nn.Conv1d(aux_channels, gate_channels, 1, bias=False) if aux_channels > 0 else None
         self.conv1x1_out = nn.Conv1d(gate_channels // 2, residual_channels, 1, bias=bias)
         self.conv1x1_skip = nn.Conv1d(gate_channels // 2, skip_channels, 1, bias=bias)
-        for conv in self.children():
+        convs: Any = self.children()
+        for conv in convs:
             nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
             if conv.bias is not None:
                 nn.init.zeros_(conv.bias)
@@ -49,7 +51,8 @@ class WaveNetResidualBlock(nn.Module):
     def forward(self, x: Tensor, c: Tensor | None = None) -> tuple[Tensor, Tensor]:
         if c is not None and self.conv1x1_aux is None:
             raise ShapeError("this block has no conditioning (aux_channels is not positive), but c was given")
-        out, skip = self.conv1x1_out, self.conv1x1_skip
+        out: Any = self.conv1x1_out
+        skip: Any = self.conv1x1_skip
         w_out = torch.cat([out.weight[:, :, 0], skip.weight[:, :, 0]])
         b_in = self.conv.weight.new_zeros(len(self.conv.weight)) if self.conv.bias is None else self.conv.bias
         b_out = w_out.new_zeros(len(w_out)) if out.bias is None else torch.cat([out.bias, skip.bias])
@@ -74,7 +77,7 @@ class WaveNetResidualBlock(nn.Module):
 class WaveNetStack(nn.Module):
     """conv_layers of the above, dilations 1, 2, 4 … in every one of `stacks` cycles: x, c -> Σ skip / √layers."""
 
-    def __init__(self, layers=30, stacks=3, **block):
+    def __init__(self, layers: int = 30, stacks: int = 3, **block: Any) -> None:
         super().__init__()
         if stacks < 1 or layers < 1 or layers % stacks:
             raise ConfigError(f"layers must be a multiple of stacks, got layers={layers}, stacks={stacks}")
@@ -83,7 +86,7 @@ class WaveNetStack(nn.Module):
         )
 
     def forward(self, x: Tensor, c: Tensor | None = None) -> Tensor:
-        skips = 0.0
+        skips: Any = 0.0
         for block in self.conv_layers:
             x, skip = block(x, c)
             skips = skips + skip

@@ -1,4 +1,5 @@
 """WaveGlow's WN, the network of its couplings, with the constructor and the parameter names of NVIDIA's glow.WN."""
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ class WN(nn.Module):
     the last layer has no residual rows, and the bias of the conditioning moves into the convolution's.
     """
 
-    def __init__(self, n_in_channels: int, n_mel_channels: int, n_layers: int, n_channels: int, kernel_size: int):
+    def __init__(self, n_in_channels: int, n_mel_channels: int, n_layers: int, n_channels: int, kernel_size: int) -> None:
         super().__init__()
         for name, value in {"n_in_channels": n_in_channels, "n_mel_channels": n_mel_channels, "n_layers": n_layers}.items():
             if value < 1:
@@ -35,7 +36,7 @@ class WN(nn.Module):
         self.res_skip_layers = nn.ModuleList(weight_norm(nn.Conv1d(n_channels, n, 1)) for n in rows)
         self.end = nn.Conv1d(n_channels, 2 * n_in_channels, 1)
         nn.init.zeros_(self.end.weight)
-        nn.init.zeros_(self.end.bias)
+        nn.init.zeros_(self.end.bias)  # type: ignore[arg-type]  # torch: it may be None
 
     def forward(self, forward_input: tuple[Tensor, Tensor]) -> Tensor:
         audio, spect = forward_input
@@ -47,8 +48,9 @@ class WN(nn.Module):
             )
         x = _pointwise(audio.transpose(1, 2), self.start)
         cond = _pointwise(spect.transpose(1, 2), self.cond_layer).chunk(self.n_layers, 2)
-        output = 0.0
-        for i, (layer, res_skip) in enumerate(zip(self.in_layers, self.res_skip_layers)):
+        output: Any = 0.0
+        layers: Any = zip(self.in_layers, self.res_skip_layers)
+        for i, (layer, res_skip) in enumerate(layers):
             weight, bias = res_skip.weight[:, :, 0], res_skip.bias
             if weight.shape[0] == self.n_channels:
                 weight, bias = F.pad(weight, (0, 0, self.n_channels, 0)), F.pad(bias, (self.n_channels, 0))

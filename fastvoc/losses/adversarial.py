@@ -8,23 +8,26 @@ eqs. 1 and 2; the hinge form is Lim & Ye 2017's. A discriminator's output is a t
 several discriminators, an entry being a tensor or the list of all its layers' outputs, of which the last counts.
 """
 
+from collections.abc import Sequence
+
 import torch.nn.functional as F
 from torch import Tensor
 
 from fastvoc.errors import ConfigError, ShapeError
 
+Outputs = Tensor | Sequence[Tensor] | Sequence[Sequence[Tensor]]  # of a discriminator, of several, with all their layers
 GENERATOR = {"mse": lambda fake: (fake - 1).square().mean(), "hinge": lambda fake: -fake.mean()}
 REAL = {"mse": GENERATOR["mse"], "hinge": lambda real: F.relu(1 - real).mean()}
 FAKE = {"mse": lambda fake: fake.square().mean(), "hinge": lambda fake: F.relu(1 + fake).mean()}
 
 
-def generator_adversarial_loss(fake, loss_type: str = "mse", average_by_discriminators: bool = True) -> Tensor:
+def generator_adversarial_loss(fake: Outputs, loss_type: str = "mse", average_by_discriminators: bool = True) -> Tensor:
     """What the generator is told: fake is the discriminator's output for its wave."""
     return _over_discriminators(_criterion(GENERATOR, loss_type), fake, average_by_discriminators)
 
 
 def discriminator_adversarial_loss(
-    fake, real, loss_type: str = "mse", average_by_discriminators: bool = True
+    fake: Outputs, real: Outputs, loss_type: str = "mse", average_by_discriminators: bool = True
 ) -> tuple[Tensor, Tensor]:
     """(loss of the recordings, loss of the generated), whose sum the discriminator is trained on."""
     return (

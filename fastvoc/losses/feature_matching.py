@@ -5,6 +5,7 @@
 The recording's features are targets: no gradient goes through them. Kumar et al. 2019, "MelGAN", eq. 4; averages as in
 kan-bayashi/ParallelWaveGAN's FeatureMatchLoss.
 """
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -22,7 +23,7 @@ def feature_matching_loss(
     """fake, real: for each discriminator the outputs of its layers -> scalar"""
     if not fake or len(fake) != len(real) or any(len(f) != len(r) for f, r in zip(fake, real)):
         raise ShapeError("fake and real must be lists of equally many discriminators with equally many layers each")
-    total = 0.0
+    total: Any = 0.0
     for fake_layers, real_layers in zip(fake, real):
         end = len(fake_layers) if include_final_outputs else len(fake_layers) - 1
         if end < 1:

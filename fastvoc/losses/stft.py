@@ -11,6 +11,7 @@ L_mag grows as 1/X towards bins with nothing in them: two float32 evaluations of
 """
 
 import functools
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -28,9 +29,9 @@ WINDOWS = {
 def multi_resolution_stft_loss(
     x: Tensor,
     y: Tensor,
-    fft_sizes=(1024, 2048, 512),
-    hop_sizes=(120, 240, 50),
-    win_lengths=(600, 1200, 240),
+    fft_sizes: Sequence[int] = (1024, 2048, 512),
+    hop_sizes: Sequence[int] = (120, 240, 50),
+    win_lengths: Sequence[int] = (600, 1200, 240),
     window: str = "hann_window",
 ) -> tuple[Tensor, Tensor]:
     """(spectral convergence, log magnitude) of the prediction x against y, the means over the resolutions."""

@@ -1,7 +1,11 @@
 """The vocoders, one per file, and `load`."""
 
 import difflib
+import os
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from fastvoc.errors import ConfigError
 from fastvoc.models.diffwave import DiffWave, DiffWaveConfig
@@ -9,6 +13,7 @@ from fastvoc.models.parallel_wavegan import ParallelWaveGAN, ParallelWaveGANConf
 from fastvoc.models.parallel_wavenet import ParallelWaveNet, ParallelWaveNetConfig
 from fastvoc.models.preprocessing import Preprocessing
 from fastvoc.models.pretrained import from_pretrained, is_model_folder, read_json
+from fastvoc.models.vocoder import Vocoder
 from fastvoc.models.waveglow import WaveGlow, WaveGlowConfig
 from fastvoc.models.wavenet import WaveNet, WaveNetConfig
 from fastvoc.ops.wavenet_generate import PRECISIONS
@@ -38,7 +43,13 @@ __all__ = [
 ]
 
 
-def load(path, device="cpu", precision: str = "fp32", weight_norm: bool = False, **options):
+def load(
+    path: str | os.PathLike,
+    device: str | torch.device = "cpu",
+    precision: str = "fp32",
+    weight_norm: bool = False,
+    **options: Any,
+) -> Vocoder:
     """The vocoder of a model folder (config.json, model.safetensors, preprocessor_config.json), or of a checkpoint file
     of a public implementation, or of the folder with that one file (fastvoc/checkpoints has one module for each).
 
@@ -73,7 +84,7 @@ def _load(path: Path, options: dict):
         if values and values.get("family") not in MODELS:
             found = values.get("family", values.get("architectures", "of no name"))
             raise ConfigError(f"{path}: unsupported architecture {found!r}; supported: {sorted(MODELS)}")
-        return from_pretrained(MODELS.get(values.get("family")), path)
+        return from_pretrained(MODELS[values["family"]] if values else None, path)
     from fastvoc.checkpoints import load_checkpoint
 
     return load_checkpoint(path, **options)

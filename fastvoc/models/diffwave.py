@@ -12,6 +12,7 @@ differently is in DiffWaveConfig, so far as no rewriting of weights removes it.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +23,6 @@ from fastvoc.layers.gated_residual_stack import GatedResidualStack
 from fastvoc.layers.upsample import ConvTranspose2dUpsampleNetwork, at_sample_rate
 from fastvoc.models.diffwave_infer import Sampling
 from fastvoc.models.diffwave_schedule import checked_betas, fast_schedule, linear_schedule, noise_levels
-from fastvoc.models.vocoder import Vocoder
 
 LIMIT = 65536  # of any number of channels, layers or steps
 
@@ -98,29 +98,30 @@ def _check_whole(name: str, value, low: int, high: int = LIMIT) -> None:
         raise ConfigError(f"{name} must be an integer in {low}…{high}, got {value!r}")
 
 
-class LayerConditioning(Sequence):
+class LayerConditioning(Sequence[Tensor]):
     """Layer l's (B, T, C) from its own upsampler, made when asked: only one exists at a time."""
 
-    def __init__(self, model: "DiffWave", *how):
+    def __init__(self, model: "DiffWave", *how) -> None:
         self.model, self.how = model, how
 
     def __len__(self) -> int:
         return self.model.config.layers
 
-    def __getitem__(self, layer: int) -> Tensor:
+    def __getitem__(self, layer: Any) -> Any:
         return self.model._upsampled(self.model.upsample[layer], *self.how)
 
 
-class DiffWave(Sampling, Vocoder):
+class DiffWave(Sampling):
     """DiffWave(DiffWaveConfig(…)), or DiffWave(layers=…, …): every field of the config is a keyword."""
 
     Config = DiffWaveConfig
     family = "diffwave"
     without_weight_norm = ("output_projection",)
 
-    def __init__(self, config: DiffWaveConfig | None = None, **kwargs):
+    def __init__(self, config: DiffWaveConfig | None = None, **kwargs: Any) -> None:
         super().__init__()
         self.config = config = config if config is not None else DiffWaveConfig(**kwargs)
+        assert config.skip_channels is not None and config.gate_channels is not None  # the config filled them in
         R, S, L = config.residual_channels, config.skip_channels, config.layers
         self.input_projection = nn.Conv1d(1, R, 1)
         self.step_projection1 = nn.Linear(config.step_channels, config.step_hidden_channels)
@@ -227,11 +228,13 @@ class DiffWave(Sampling, Vocoder):
         angles = step.to(dtype)[:, None] * frequencies
         return torch.cat([torch.sin(angles), torch.cos(angles)], 1)
 
-    def conditioning(self, mel: Tensor | None, label: Tensor | None, B: int, first: int, last: int):
+    def conditioning(
+        self, mel: Tensor | None, label: Tensor | None, B: int, first: int, last: int
+    ) -> Tensor | LayerConditioning | None:
         """What the stack takes as cond at samples first … last - 1: (B, T, C), or a sequence with that for each layer; None
         where there is none.
         """
-        features = None if label is None else self.label_embedding(label)
+        features = None if label is None or self.label_embedding is None else self.label_embedding(label)
         if len(self.upsample) > 1:
             return LayerConditioning(self, mel, first, last, features)
         if mel is None:

@@ -1,5 +1,6 @@
 """Sampling from a DiffWave: from noise to a waveform, one run of the stack per step of the schedule."""
 
+from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 
 import torch
@@ -7,17 +8,17 @@ from torch import Tensor
 
 from fastvoc.errors import ConfigError, ShapeError
 from fastvoc.models.diffwave_schedule import SamplingSteps, checked_betas, sampling_steps
-from fastvoc.models.vocoder import check_seed, fresh_seed
+from fastvoc.models.vocoder import Lengths, Progress, Vocoder, check_seed, fresh_seed
 
 STRETCH = 1 << 17  # samples of all items together that the stack sees at once: bounds the memory, whatever the length
 SHORTEST = 1 << 15  # of one item; each stretch is computed with the stack's reach on both sides, which comes on top
 KEPT_BYTES = 1 << 30  # of conditioning that is kept over the steps; beyond, it is made anew in each
 
 
-class Sampling:
+class Sampling(Vocoder):
     """`infer` of DiffWave."""
 
-    def schedule_steps(self, schedule="full") -> SamplingSteps:
+    def schedule_steps(self, schedule: str | Sequence[float] = "full") -> SamplingSteps:
         """The sampler's constants. schedule: "full" | "fast" | [β…]. Raises ConfigError for one that cannot be used."""
         config = self.config
         if isinstance(schedule, str):
@@ -35,16 +36,16 @@ class Sampling:
         self,
         mel: Tensor | None = None,
         *,
-        schedule="full",
+        schedule: str | Sequence[float] = "full",
         label: Tensor | None = None,
         n_samples: int | None = None,
         batch: int | None = None,
-        lengths=None,
+        lengths: Lengths = None,
         seed: int | None = None,
-        noise=None,
+        noise: tuple[Tensor, Tensor] | None = None,
         precision: str | None = None,
         threads: int | None = None,
-        progress=None,
+        progress: Progress = None,
     ) -> Tensor:
         """Sample: mel (B, n_mels, n_frames) -> (B, n_frames · hop_length).
 
@@ -69,13 +70,13 @@ class Sampling:
         self._check_conditions(mel, label, B, T)
         if lengths is not None and mel is None:
             raise ConfigError("lengths counts mel frames, and this model takes no mel.", hint="Pass n_samples=….")
-        frames = self.check_lengths(lengths, mel)
+        frames = None if mel is None else self.check_lengths(lengths, mel)
         start, draw = self._draws(noise, seed, B, T, len(steps))
         # The device of the model, whatever there is beside it
         biases = self.layer_biases(torch.from_numpy(steps.t).to(self.input_projection.weight.device))
         stack = partial(self.stack.infer, precision=precision or self.precision, threads=threads)
         run = partial(self._sample, steps=steps, biases=biases, stack=stack)
-        if frames is None:
+        if frames is None or mel is None:
             return run(start, mel, label, draw=draw, progress=progress).float()
         wave = start.new_zeros(B, T, dtype=torch.float32)
         for b, n_frames in enumerate(frames):  # the stack looks ahead: padding behind an item would be heard in it
@@ -119,7 +120,7 @@ class Sampling:
         for first in range(0, T, size):
             last = min(first + size, T)
             low, high = max(first - reach, 0), min(last + reach, T)
-            cond = partial(self.conditioning, mel, label, B, low, high)
+            cond: Callable = partial(self.conditioning, mel, label, B, low, high)
             if kept:
                 made = cond()
                 made = torch.stack(list(made)) if n_conds > 1 else made

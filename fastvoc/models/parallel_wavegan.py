@@ -14,6 +14,7 @@ are in parallel_wavegan_discriminator.py.
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +24,7 @@ from fastvoc.errors import ConfigError, ShapeError
 from fastvoc.layers.gated_residual_stack import GatedResidualStack
 from fastvoc.layers.melgan import MelGANGenerator
 from fastvoc.layers.upsample import ConvInUpsampleNetwork, UpsampleNetwork, at_sample_rate
-from fastvoc.models.vocoder import Vocoder
+from fastvoc.models.vocoder import Lengths, Progress, Vocoder
 
 MAX_CHANNELS = 65536
 PIECE_SAMPLES = 1 << 16
@@ -84,13 +85,13 @@ class ParallelWaveGAN(Vocoder):
     Config = ParallelWaveGANConfig
     family = "parallel_wavegan"
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__()
         self.config = c = (
             args[0] if args and isinstance(args[0], ParallelWaveGANConfig) else ParallelWaveGANConfig(*args, **kwargs)
         )
         self.first_conv = nn.Conv1d(c.in_channels, c.residual_channels, 1)
-        self.upsample_net = _upsample_net(c) if c.upsample_conditional_features and self.n_mels else None
+        self.upsample_net: Any = _upsample_net(c) if c.upsample_conditional_features and self.n_mels else None
         self.stack = GatedResidualStack(
             c.residual_channels,
             c.gate_channels,
@@ -102,7 +103,7 @@ class ParallelWaveGAN(Vocoder):
             rho=math.sqrt(0.5),
             dropout=c.dropout,
         )
-        self.last_conv_layers = nn.ModuleList(
+        self.last_conv_layers: Any = nn.ModuleList(
             [nn.ReLU(), nn.Conv1d(c.skip_channels, c.skip_channels, 1), nn.ReLU(), nn.Conv1d(c.skip_channels, c.out_channels, 1)]
         )
         # Upstream puts weight norm on Conv1d and Conv2d alone
@@ -172,7 +173,7 @@ class ParallelWaveGAN(Vocoder):
         self,
         mel: Tensor | None = None,
         *,
-        lengths=None,
+        lengths: Lengths = None,
         seed: int | None = None,
         noise: Tensor | None = None,
         n_samples: int | None = None,
@@ -180,7 +181,7 @@ class ParallelWaveGAN(Vocoder):
         padded: bool = False,
         precision: str | None = None,
         threads: int | None = None,
-        progress=None,
+        progress: Progress = None,
     ) -> Tensor:
         """mel (B, n_mels, n_frames) -> waves (B, n_samples), n_samples = n_frames · hop_length, not clipped.
 

@@ -38,7 +38,7 @@ class ParallelWaveGANDiscriminator(nn.Module):
         nonlinear_activation_params=LEAKY,
         bias=True,
         use_weight_norm=True,
-    ):
+    ) -> None:
         super().__init__()
         if kernel_size % 2 == 0 or dilation_factor < 1 or layers < 2:
             raise ConfigError(
@@ -82,7 +82,7 @@ class ResidualParallelWaveGANDiscriminator(WaveNetStack):
         use_causal_conv=False,
         nonlinear_activation="LeakyReLU",
         nonlinear_activation_params=LEAKY,
-    ):
+    ) -> None:
         super().__init__(
             layers, stacks, kernel_size=kernel_size, residual_channels=residual_channels, gate_channels=gate_channels,
             skip_channels=skip_channels, aux_channels=-1, dropout=dropout, bias=bias, use_causal_conv=use_causal_conv,
@@ -95,7 +95,7 @@ class ResidualParallelWaveGANDiscriminator(WaveNetStack):
         if use_weight_norm:
             _apply_weight_norm(self)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]  # it takes no conditioning
         x = super().forward(self.first_conv(x))
         for layer in self.last_conv_layers:
             x = layer(x)
@@ -118,7 +118,7 @@ class MelGANDiscriminator(nn.Module):
         nonlinear_activation_params=LEAKY,
         pad="ReflectionPad1d",
         pad_params=None,
-    ):
+    ) -> None:
         super().__init__()
         if len(kernel_sizes) != 2 or not all(k % 2 for k in kernel_sizes):
             raise ConfigError(f"kernel_sizes must be two odd numbers, got {kernel_sizes}")
@@ -142,9 +142,9 @@ class MelGANDiscriminator(nn.Module):
         first, second = (nn.Conv1d(*size, padding=size[2] // 2, bias=bias)
                          for size in ((channels, wider, kernel_sizes[0]), (wider, out_channels, kernel_sizes[1])))  # fmt: skip
         self.layers += [nn.Sequential(first, activation()), second]
-        for conv in self.modules():
-            if isinstance(conv, nn.Conv1d):
-                nn.init.normal_(conv.weight, 0.0, 0.02)
+        for module in self.modules():
+            if isinstance(module, nn.Conv1d):
+                nn.init.normal_(module.weight, 0.0, 0.02)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         outputs = []
@@ -174,7 +174,7 @@ class MelGANMultiScaleDiscriminator(nn.Module):
         pad="ReflectionPad1d",
         pad_params=None,
         use_weight_norm=True,
-    ):
+    ) -> None:
         super().__init__()
         if downsample_pooling not in POOLINGS:
             raise ConfigError(f"downsample_pooling: got {downsample_pooling!r}, expected one of {sorted(POOLINGS)}")
@@ -207,7 +207,7 @@ def _conv(n_in: int, n_out: int, kernel: int, dilation: int = 1, bias: bool = Tr
     conv = nn.Conv1d(n_in, n_out, kernel, padding=(kernel - 1) // 2 * dilation, dilation=dilation, bias=bias)
     nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
     if bias:
-        nn.init.zeros_(conv.bias)
+        nn.init.zeros_(conv.bias)  # type: ignore[arg-type]  # torch: it may be None
     return conv
 
 

@@ -15,6 +15,7 @@ the noise and in what stands for the scale. A student learns from a trained Wave
 import math
 from dataclasses import dataclass, field
 from itertools import count
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +25,7 @@ import fastvoc
 from fastvoc.errors import ConfigError, ShapeError
 from fastvoc.layers.gated_residual_stack import GatedResidualStack
 from fastvoc.layers.upsample import NETWORKS, DeconvUpsampleNetwork, at_sample_rate
-from fastvoc.models.vocoder import Vocoder
+from fastvoc.models.vocoder import Lengths, Progress, Vocoder
 from fastvoc.models.wavenet import FRONT_ACTIVATIONS
 from fastvoc.ops.noise import logistic, normal
 
@@ -61,7 +62,7 @@ class ParallelWaveNetConfig:
     upsample_params: dict = field(default_factory=lambda: {"upsample_scales": [16, 16]})
 
     @classmethod
-    def original(cls, **changes) -> "ParallelWaveNetConfig":
+    def original(cls, **changes: Any) -> "ParallelWaveNetConfig":
         """Four logistic flows of 10, 10, 10 and 30 layers without skips, as in bfs18/nsynth_wavenet's configuration."""
         values = {
             "dilations": doubling(10, 10, 10, 30), "gate_channels": 64, "skip_channels": 0, "residual_scale": 1.0,
@@ -105,8 +106,9 @@ class ParallelWaveNetConfig:
 class Flow(nn.Module):
     """x (B, T), cond (B, T, C) -> mean (B, T), log_scale (B, T); each sees x up to and with its own position."""
 
-    def __init__(self, config: ParallelWaveNetConfig, dilations: list[int]):
+    def __init__(self, config: ParallelWaveNetConfig, dilations: list[int]) -> None:
         super().__init__()
+        assert config.head_channels is not None and config.cond_channels is not None  # the config filled them in
         self.config = config
         R, S, C = config.residual_channels, config.skip_channels, config.cond_channels
         self.front = nn.Conv1d(1, R, config.front_kernel)
@@ -138,7 +140,7 @@ class ParallelWaveNet(Vocoder):
     Config = ParallelWaveNetConfig
     family = "parallel_wavenet"
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__()
         given = args[0] if args and isinstance(args[0], ParallelWaveNetConfig) else None
         self.config = config = given or ParallelWaveNetConfig(*args, **kwargs)
@@ -196,7 +198,9 @@ class ParallelWaveNet(Vocoder):
         """options: of the stacks' `infer`, where nothing is to be trained; progress: called after each flow"""
         if z.dim() != 2 or z.shape[1] != cond.shape[1]:
             raise ShapeError(f"z is {tuple(z.shape)}, the mel covers {cond.shape[1]} samples; expected (B, T) of them")
-        x, mean_tot, log_tot = z, 0.0, 0.0
+        x: Tensor = z
+        mean_tot: Any = 0.0
+        log_tot: Any = 0.0
         for flow in self.flows:
             run = (lambda h, c, stack=flow.stack: stack.infer(h, c, **options)) if options else None
             if self.config.delay_input:
@@ -219,14 +223,14 @@ class ParallelWaveNet(Vocoder):
         self,
         mel: Tensor,
         *,
-        lengths=None,
+        lengths: Lengths = None,
         seed: int | None = None,
         noise: Tensor | None = None,
         temperature: float | None = None,
         precision: str | None = None,
         threads: int | None = None,
         padded: bool = False,
-        progress=None,
+        progress: Progress = None,
     ) -> Tensor:
         """Generate: mel (B, n_mels, n_frames) -> (B, n_frames · hop) float32.
 

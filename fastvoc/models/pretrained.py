@@ -3,7 +3,9 @@
 import dataclasses
 import difflib
 import json
+import os
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -23,7 +25,7 @@ FORMAT_VERSION = 1
 MAX_TENSORS, MAX_HEAD = 20_000, 16 << 20  # of a safetensors file; our largest models have some hundreds
 
 
-def save_pretrained(model, folder, metadata: dict[str, str] | None = None) -> None:
+def save_pretrained(model: Any, folder: str | os.PathLike, metadata: dict[str, str] | None = None) -> None:
     """Writes the three files, each atomically; the weights first, so that a folder with a config is complete.
 
     Weight norm is folded away. metadata goes into the head of model.safetensors: where the weights come from, for one.
@@ -50,7 +52,7 @@ def is_model_folder(path) -> bool:
     return (Path(path) / "model.safetensors").is_file() or (config.is_file() and "family" in read_json(config))
 
 
-def from_pretrained(cls, folder):
+def from_pretrained(cls: Any, folder: str | os.PathLike) -> Any:
     """The model of a folder. Raises CheckpointError, ConfigError and their kin; never runs code from the files."""
     folder = Path(folder)
     if not (folder / "config.json").is_file():

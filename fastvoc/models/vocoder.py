@@ -1,6 +1,8 @@
 """What the five vocoders have in common: what they say about themselves, and what they ask of a mel."""
 
 import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -9,9 +11,13 @@ from torch import Tensor, nn
 from fastvoc.audio.mel import MelConfig
 from fastvoc.errors import ConfigError, DeviceError, DTypeError, ShapeError
 from fastvoc.models import pretrained
+from fastvoc.models.preprocessing import Preprocessing
 from fastvoc.models.wavenet_streams import check_finite
 from fastvoc.models.weight_norm import apply_weight_norm, remove_weight_norm
 from fastvoc.ops.noise import normal, uniform_noise
+
+Lengths = Sequence[int] | Tensor | None  # frames of each item of a batch
+Progress = Callable[[int, int], object] | None  # called with (done, in all)
 
 
 class Vocoder(nn.Module):
@@ -25,9 +31,15 @@ class Vocoder(nn.Module):
 
     family: str
     Config: type
+    config: Any  # a Config
+    preprocessing: Preprocessing | None
     without_weight_norm: tuple[str, ...] = ()
 
-    def __init__(self):
+    if TYPE_CHECKING:  # parts by name; for torch each of them may be a Tensor
+
+        def __getattr__(self, name: str) -> Any: ...
+
+    def __init__(self) -> None:
         super().__init__()
         self.preprocessing = None
         self.precision = "fp32"
@@ -81,7 +93,7 @@ class Vocoder(nn.Module):
         check_finite(mel)
         return mel.detach()
 
-    def check_lengths(self, lengths, mel: Tensor) -> list[int] | None:
+    def check_lengths(self, lengths: Lengths, mel: Tensor) -> list[int] | None:
         """Frames of each item of mel (B, n_mels, n_frames), if lengths are B of 1…n_frames; None where all are whole."""
         if lengths is None:
             return None
@@ -90,7 +102,7 @@ class Vocoder(nn.Module):
             raise ShapeError(f"lengths are {frames}, expected {mel.shape[0]} numbers in 1…{mel.shape[2]}")
         return None if frames == [mel.shape[2]] * mel.shape[0] else frames
 
-    def normal_noise(self, shape: tuple[int, ...], seed: int | None, draw: int = 0, transform=normal) -> Tensor:
+    def normal_noise(self, shape: tuple[int, ...], seed: int | None, draw: int = 0, transform: Callable = normal) -> Tensor:
         """(B, …, T) standard normal numbers by position: item b's do not depend on the batch or on the length.
 
         seed None takes a fresh one. draw numbers independent tensors of one call; middle axes count as draws of their own.
@@ -110,7 +122,7 @@ class Vocoder(nn.Module):
             raise ShapeError(f"{name} is {tuple(noise.shape)}, expected {tuple(shape)}")
         return noise.to(next(self.parameters()))
 
-    def vocode(self, mel: Tensor, **options) -> list[np.ndarray]:
+    def vocode(self, mel: Tensor, **options: Any) -> list[np.ndarray]:
         """infer, then undo what stood before the model: mel (B, n_mels, n_frames) -> per item a float32 array."""
         waves = [w.cpu().numpy() for w in self.infer(mel, **options)]
         return [self.preprocessing.from_model(w) for w in waves] if self.preprocessing is not None else waves

@@ -10,6 +10,7 @@ Prenger et al. 2019, "WaveGlow: A Flow-based Generative Network for Speech Synth
 """
 
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +20,6 @@ from fastvoc.errors import ConfigError, DTypeError, ShapeError
 from fastvoc.layers.affine_coupling import AffineCoupling
 from fastvoc.layers.gated_residual_stack import GatedResidualStack
 from fastvoc.layers.invertible_conv1x1 import Invertible1x1Conv
-from fastvoc.models.vocoder import Vocoder
 from fastvoc.models.waveglow_infer import Generation
 from fastvoc.models.waveglow_reversible import reversible_flows
 
@@ -74,7 +74,7 @@ class WaveGlowConfig:
             )
 
     @classmethod
-    def preset(cls, name: str, **changes) -> "WaveGlowConfig":
+    def preset(cls, name: str, **changes: Any) -> "WaveGlowConfig":
         """ "256" or "512", the channels of the published models, with fields changed."""
         if name not in PRESETS:
             raise ConfigError(f"there is no WaveGlow preset {name!r}; there are {list(PRESETS)}")
@@ -96,7 +96,7 @@ class FlowNetwork(nn.Module):
     The canonical form of layers/wn.py's WN.
     """
 
-    def __init__(self, config: WaveGlowConfig, half: int):
+    def __init__(self, config: WaveGlowConfig, half: int) -> None:
         super().__init__()
         C, cond = config.n_channels, config.n_mel_channels * config.n_group
         self.start = nn.Conv1d(half, C, 1)
@@ -104,7 +104,7 @@ class FlowNetwork(nn.Module):
         self.end = nn.Conv1d(C, 2 * half, 1)
         # As if every coupling did nothing, from where the training goes well
         nn.init.zeros_(self.end.weight)
-        nn.init.zeros_(self.end.bias)
+        nn.init.zeros_(self.end.bias)  # type: ignore[arg-type]  # torch: it may be None
 
     def forward(self, inputs: tuple[Tensor, Tensor]) -> Tensor:
         audio, cond = inputs
@@ -122,7 +122,7 @@ class FlowNetwork(nn.Module):
 class Flow(nn.Module):
     """One step of the flow: 1×1 convolution, then coupling.  x (B, C, T), cond (B, T, …) -> y, log_s (B, C/2, T), log_det"""
 
-    def __init__(self, config: WaveGlowConfig, k: int):
+    def __init__(self, config: WaveGlowConfig, k: int) -> None:
         super().__init__()
         self.convinv = Invertible1x1Conv(config.channels[k])
         self.coupling = AffineCoupling(FlowNetwork(config, config.channels[k] // 2), config.alternating and k % 2 == 1)
@@ -133,14 +133,14 @@ class Flow(nn.Module):
         return y, log_s, log_det
 
 
-class WaveGlow(Generation, Vocoder):
+class WaveGlow(Generation):
     """WaveGlow(n_flows=…, n_channels=…, …): every field of WaveGlowConfig is a keyword."""
 
     Config = WaveGlowConfig
     family = "waveglow"
     without_weight_norm = "upsample", ".end", ".convinv.conv"
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__()
         given = args[0] if args and isinstance(args[0], WaveGlowConfig) else None
         self.config = config = given or WaveGlowConfig(*args, **kwargs)

@@ -26,8 +26,10 @@ class Denoiser(nn.Module):
 
     def __init__(
         self, waveglow, filter_length: int = 1024, n_overlap: int = 4, win_length: int | None = None, mode: str = "zeros"
-    ):
+    ) -> None:
         super().__init__()
+        self.window: Tensor
+        self.bias_spec: Tensor
         win_length = filter_length if win_length is None else win_length
         if n_overlap < 2 or filter_length % n_overlap or not 1 <= win_length <= filter_length:
             raise ConfigError(

@@ -8,13 +8,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastvoc.errors import ConfigError, ShapeError
+from fastvoc.models.vocoder import Lengths, Progress, Vocoder
 
 STRETCH = 16384  # groups of all items together that a network sees at once: bounds the memory, whatever the length
 SHORTEST = 4096  # of one item; each stretch is computed with the network's reach on both sides, which comes on top
 
 
-class Generation:
+class Generation(Vocoder):
     """`infer` of WaveGlow."""
+
+    _upsampler: tuple | None  # the stamp of the weights, and what `_phases` made of them
 
     @torch.no_grad()
     def infer(
@@ -22,12 +25,12 @@ class Generation:
         mel: Tensor,
         *,
         sigma: float = 0.6,
-        lengths=None,
+        lengths: Lengths = None,
         seed: int | None = None,
         noise: list[Tensor] | None = None,
         precision: str | None = None,
         threads: int | None = None,
-        progress=None,
+        progress: Progress = None,
     ) -> Tensor:
         """mel (B, n_mels, n_frames) -> (B, n_frames · hop_length) float32, cut to whole groups.
 

@@ -9,6 +9,7 @@ The module has the constructor and the parameter names of r9y9/wavenet_vocoder, 
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,6 @@ from torch import Tensor, nn
 from fastvoc.errors import ConfigError, ShapeError
 from fastvoc.layers.residual_conv1d_glu import ResidualConv1dGLU
 from fastvoc.layers.upsample import NETWORKS
-from fastvoc.models.vocoder import Vocoder
 from fastvoc.models.wavenet_infer import Generation
 from fastvoc.ops.wavenet_generate import WaveNetWeights
 
@@ -111,38 +111,40 @@ class WaveNetConfig:
 
     @property
     def receptive_field(self) -> int:
-        return (self.kernel_size - 1) * sum(self.dilations) + self.front_kernel
+        return (self.kernel_size - 1) * sum(self.dilations or ()) + self.front_kernel
 
 
-class WaveNet(Generation, Vocoder):
+class WaveNet(Generation):
     """WaveNet(out_channels=…, layers=…, …): every field of WaveNetConfig is a keyword."""
 
     Config = WaveNetConfig
     family = "wavenet"
     without_weight_norm = ("upsample_net.conv_in",)
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__()
-        self._plans = {}
+        self._plans: dict = {}
         self.config = config = (
             args[0] if args and isinstance(args[0], WaveNetConfig) else WaveNetConfig(*args, **kwargs)
         )
         R, S, A = config.residual_channels, config.skip_out_channels, config.out_channels
+        D: Any = config.head_channels  # a number: the config filled it in
+        n_speakers: Any = config.n_speakers
         self.first_conv = nn.Conv1d(1 if config.scalar_input else A, R, config.front_kernel)
-        self.conv_layers = nn.ModuleList(
+        self.conv_layers: Any = nn.ModuleList(
             ResidualConv1dGLU(
                 R, config.gate_channels, config.kernel_size, S, config.cin_channels, config.gin_channels, config.dropout,
                 dilation=d, conditioning_bias=config.conditioning_bias, residual_scale=config.residual_scale,
             )  # fmt: skip
             for d in config.dilations
         )
-        self.last_conv_layers = nn.ModuleList(
-            [nn.ReLU(), nn.Conv1d(S, config.head_channels, 1), nn.ReLU(), nn.Conv1d(config.head_channels, A, 1)]
+        self.last_conv_layers: Any = nn.ModuleList(
+            [nn.ReLU(), nn.Conv1d(S, D, 1), nn.ReLU(), nn.Conv1d(D, A, 1)]
         )
         self.embed_speakers = (
-            nn.Embedding(config.n_speakers, config.gin_channels) if config.use_speaker_embedding else None
+            nn.Embedding(n_speakers, config.gin_channels) if config.use_speaker_embedding else None
         )
-        self.upsample_net = None
+        self.upsample_net: Any = None
         if config.upsample_conditional_features:
             params = {"cin_channels": config.cin_channels, **config.upsample_params}
             if config.upsample_net in ("UpsampleNetwork", "ConvInUpsampleNetwork"):

@@ -239,8 +239,8 @@ class Batcher:
 
     def _step(self, batch: list[tuple[Speech, Tensor]]) -> None:
         by_plan = lambda item: id(item[0]._stream.plan)  # one, unless the model's weights were changed
-        for _, members in itertools.groupby(sorted(batch, key=by_plan), by_plan):
-            members = list(members)
+        for _, group in itertools.groupby(sorted(batch, key=by_plan), by_plan):
+            members = list(group)
             try:
                 self._run(members)
             except Exception as fault:

@@ -2,6 +2,8 @@
 
 import copy
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,14 +13,16 @@ import fastvoc
 from fastvoc._op import forced_backend
 from fastvoc.audio.mulaw import mulaw_encode
 from fastvoc.errors import ConfigError, DeviceError, DTypeError, ShapeError
-from fastvoc.models.vocoder import check_seed, fresh_seed
+from fastvoc.models.vocoder import Lengths, Progress, Vocoder, check_seed, fresh_seed
 from fastvoc.models.wavenet_streams import WaveNetStream, as_wave, check_finite, generate, samples_at_once
 from fastvoc.ops.philox import n_draws
 from fastvoc.ops.upsample import StreamingUpsampler, WholeUpsampler
 from fastvoc.ops.wavenet_generate import wavenet_generate
 
+Speaker = int | Sequence[int] | Tensor | None  # numbers, or features
 
-class Generation:
+
+class Generation(Vocoder):
     """What WaveNet inherits: everything that generates, nothing that trains."""
 
     @property
@@ -48,7 +52,7 @@ class Generation:
             return WholeUpsampler(network, n_mels)
         return StreamingUpsampler(stages, n_mels, getattr(network, "indent", 0))
 
-    def plan(self, precision: str | None = None, threads: int | None = None):
+    def plan(self, precision: str | None = None, threads: int | None = None) -> Any:
         """The packed engine for these weights; built on first use and kept until the weights change."""
         precision = self.precision if precision is None else precision
         threads = fastvoc.get_num_threads() if threads is None else threads
@@ -68,13 +72,13 @@ class Generation:
     def stream(
         self,
         *,
-        speaker=None,
+        speaker: Speaker = None,
         seed: int = 0,
         stream: int = 0,
         temperature: float | None = None,
         precision: str | None = None,
         threads: int | None = None,
-        initial=None,
+        initial: float | None = None,
         padded: bool = False,
     ) -> WaveNetStream:
         """A new stream: push mel into it and call `generate([stream, …])` (fastvoc.models.wavenet_streams)."""
@@ -159,21 +163,21 @@ class Generation:
     def infer(
         self,
         mel: Tensor | None = None,
-        speaker=None,
+        speaker: Speaker = None,
         *,
         seed: int | None = None,
         noise: Tensor | dict[str, Tensor] | None = None,
         temperature: float | None = None,
         forced: Tensor | None = None,
-        lengths=None,
+        lengths: Lengths = None,
         precision: str | None = None,
         threads: int | None = None,
-        initial=None,
-        streams=None,
+        initial: float | None = None,
+        streams: Sequence[int] | None = None,
         padded: bool = False,
         n_samples: int | None = None,
         layer_conditioning: Tensor | None = None,
-        progress=None,
+        progress: Progress = None,
     ) -> Tensor:
         """Generate: mel (B, n_mels, n_frames) -> (B, n_frames · hop) samples in [-1, 1].
 
@@ -215,7 +219,8 @@ class Generation:
             mel = self.check_mel(mel)
         elif n_samples is not None and self.config.cin_channels > 0:
             raise ConfigError(f"this WaveNet is conditioned on {self.config.cin_channels} mel bands: pass mel")
-        B = 1 if n_samples is not None else len(mel if mel is not None else layer_conditioning)
+        given_input: Any = mel if mel is not None else layer_conditioning
+        B = 1 if n_samples is not None else len(given_input)
         margin = 2 * self.context_frames if padded else 0
         if mel is not None:
             frames = mel.shape[2] - margin
@@ -315,11 +320,11 @@ class Generation:
             )
         return classes.float()
 
-    def _checked_layers(self, cond: Tensor) -> Tensor:
-        expected = self.config.layers, self.config.gate_channels
-        if cond.dim() != 4 or tuple(cond.shape[1:3]) != expected:
+    def _checked_layers(self, cond: Any) -> Tensor:
+        sizes = self.config.layers, self.config.gate_channels
+        if cond.dim() != 4 or tuple(cond.shape[1:3]) != sizes:
             raise ShapeError(
-                f"layer_conditioning is {tuple(cond.shape)}, expected (B, layers, gate_channels, n_samples) with {expected}"
+                f"layer_conditioning is {tuple(cond.shape)}, expected (B, layers, gate_channels, n_samples) with {sizes}"
             )
         expected = torch.promote_types(self.first_conv.weight.dtype, torch.float32)
         if cond.dtype != expected:

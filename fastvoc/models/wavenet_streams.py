@@ -2,6 +2,7 @@
 
 In chunks of any sizes or in one piece, alone or beside other streams: the same samples, bit for bit.
 """
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,16 +24,16 @@ class WaveNetStream:
     precision and conditioning, the generation goes on as if it had never paused.
     """
 
-    def __init__(self, model, plan, *, seed, stream, temperature, speaker, initial, padded=False):
+    def __init__(self, model, plan, *, seed, stream, temperature, speaker, initial, padded=False) -> None:
         config = model.config
         self.model, self.plan = model, plan
         self.state = plan.begin(seed, stream, temperature, initial, speaker)
-        self.upsampler = None
+        self.upsampler: Any = None
         if config.cin_channels > 0:
             self.upsampler = model.upsampler()
         self.context = 0 if padded else model.context_frames
         self.started = self.closed = False
-        self._last_frame = None
+        self._last_frame: Tensor | None = None
 
     def state_dict(self) -> dict:
         frames = None if self.upsampler is None else self.upsampler.mark()
@@ -115,7 +116,8 @@ def generate(
     if not streams:
         return [], [] if parameters else None
     plan = streams[0].plan
-    waves, given = ([torch.empty(0)] * len(streams) for _ in range(2))
+    waves = [torch.empty(0)] * len(streams)
+    given: list = list(waves)
     done = [0] * len(streams)
     before = [s.checkpoint() for s in streams]
     try:

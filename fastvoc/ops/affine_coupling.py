@@ -12,15 +12,16 @@ import torch
 from torch import Tensor
 
 from fastvoc import _C, _cuda
-from fastvoc._op import Op, Unsupported, autocast, lazy, needs_grad, same_kind
+from fastvoc._op import Op, Unsupported, autocast, launch, lazy, needs_grad, same_kind
 from fastvoc.errors import ShapeError
 
 
-def _on_cpu(*tensors: Tensor) -> tuple[list[int], list[Tensor]]:
+def _on_cpu(*tensors: Tensor) -> tuple[list, list[Tensor]]:
     """Address and stride of every item of each: an item is in one piece, the items may lie apart, as the halves of a
     tensor's channels do. Then the tensors themselves, which must outlive the call.
     """
-    numbers, kept = [], []
+    numbers: list = []
+    kept = []
     for t in tensors:
         if t.dtype is not torch.float32 or t.is_cuda:
             raise Unsupported("float32 on the CPU only")
@@ -45,7 +46,7 @@ def affine_coupling_cpu(x: Tensor, log_s: Tensor, t: Tensor) -> tuple[Tensor, Te
     inputs, _kept = _on_cpu(x, log_s, t)
     B, C, T = x.shape
     y, sums = torch.empty(x.shape), torch.empty(B)
-    _C.affine_coupling_cpu(*inputs, y.data_ptr(), sums.data_ptr(), B, C * T)
+    launch(_C.affine_coupling_cpu, *inputs, y, sums, B, C * T)
     return y, sums
 
 
@@ -69,7 +70,7 @@ def affine_coupling_inverse_cpu(y: Tensor, log_s: Tensor, t: Tensor) -> Tensor:
     inputs, _kept = _on_cpu(y, log_s, t)
     B, C, T = y.shape
     x = torch.empty(y.shape)
-    _C.affine_coupling_inverse_cpu(*inputs, x.data_ptr(), B, C * T)
+    launch(_C.affine_coupling_inverse_cpu, *inputs, x, B, C * T)
     return x
 
 
@@ -90,9 +91,7 @@ def affine_coupling_backward_cpu(dy: Tensor, dsum: Tensor, x: Tensor, log_s: Ten
     (dy_at, dy_stride, *inputs), _kept = _on_cpu(dy, x, log_s)
     B, C, T = x.shape
     dsum, dx, dlog_s = dsum.float().contiguous(), torch.empty(x.shape), torch.empty(x.shape)
-    _C.affine_coupling_backward_cpu(
-        dy_at, dy_stride, dsum.data_ptr(), *inputs, dx.data_ptr(), dlog_s.data_ptr(), B, C * T
-    )
+    launch(_C.affine_coupling_backward_cpu, dy_at, dy_stride, dsum, *inputs, dx, dlog_s, B, C * T)
     return dx, dlog_s
 
 
@@ -133,7 +132,7 @@ affine_coupling_fwd = Op(
     triton=lazy("fastvoc.kernels.affine_coupling", "affine_coupling_triton"),
     inputs=_inputs,
     cases=CASES,
-    public=lambda *args: affine_coupling(*args),
+    public=lambda *args: affine_coupling(*args),  # type: ignore[has-type]  # it stands below
 )
 
 affine_coupling_inv = Op(
@@ -145,7 +144,7 @@ affine_coupling_inv = Op(
     triton=lazy("fastvoc.kernels.affine_coupling", "affine_coupling_inverse_triton"),
     inputs=_inputs,
     cases=CASES,
-    public=lambda *args: affine_coupling_inverse(*args),
+    public=lambda *args: affine_coupling_inverse(*args),  # type: ignore[has-type]  # it stands below
 )
 
 affine_coupling_bwd = Op(

@@ -193,7 +193,7 @@ gated_residual_fwd = Op(
     triton=lazy("fastvoc.kernels.gated_residual", "gated_residual_triton"),
     inputs=_inputs,
     cases=CASES,
-    public=lambda *args: gated_residual(*args[:7], **dict(zip(OPTIONS, args[7:]))),
+    public=lambda *args: gated_residual(*args[:7], **dict(zip(OPTIONS, args[7:]))),  # type: ignore[has-type]  # it stands below
     length_at=1,
 )
 

@@ -12,6 +12,7 @@ The layer is defined in ops/gated_residual.py.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -60,9 +61,11 @@ class ReferencePlan:
 
     @torch.no_grad()
     def run(self, x: Tensor, cond: Tensor | Sequence[Tensor] | None = None, step: Tensor | None = None) -> Tensor:
-        w, y = self.weights, 0.0
+        w = self.weights
+        y: Any = 0.0
+        conds: Any = cond
         for l, dilation in enumerate(w.dilations):
-            c = None if cond is None else F.linear(cond[l] if w.cond_per_layer else cond, w.w_cond[l])
+            c = None if cond is None else F.linear(conds[l] if w.cond_per_layer else conds, w.w_cond[l])
             e = None if step is None else step[:, l]
             layer = w.w_in[l], w.b_in[l], w.w_out[l], w.b_out[l]
             x, s, _ = gated_residual_reference(x, *layer, c, e, dilation, w.causal, w.rho, w.step_in_residual)
@@ -91,13 +94,13 @@ class CpuPlan:
         if any(t.dtype != torch.float32 or not t.is_cpu for t in tensors):
             raise Unsupported("float32 weights on the CPU only")
         self.weights, self.precision, self.threads = w, precision, threads
-        self._packed = {}
+        self._packed: dict[str, _C.GatedResidualStackPlan] = {}
         self._pack(fastvoc.cpu_isa())
 
     def _pack(self, isa: str):
         w = self.weights
-        arrays = [t.detach().contiguous().numpy() for t in (w.w_in, w.b_in, w.w_cond, w.w_out, w.b_out)]
-        options = list(w.dilations), w.causal, w.rho, w.step_in_residual, PRECISIONS.index(self.precision), isa
+        arrays: Any = [t.detach().contiguous().numpy() for t in (w.w_in, w.b_in, w.w_cond, w.w_out, w.b_out)]
+        options: Any = list(w.dilations), w.causal, w.rho, w.step_in_residual, PRECISIONS.index(self.precision), isa
         self._packed[isa] = _C.GatedResidualStackPlan(*arrays, *options)
         return self._packed[isa]
 
@@ -109,11 +112,11 @@ class CpuPlan:
         x, step = _checked("x", x, B, T, R), None if step is None else _checked("step", step, B, L, R)
         out = torch.empty(B, T, w.n_skip or R)
         isa = fastvoc.cpu_isa()
-        packed = self._packed.get(isa) or self._pack(isa)
+        packed: Any = self._packed.get(isa) or self._pack(isa)
         threads = self.threads or fastvoc.get_num_threads()
         workspace = torch.empty(packed.workspace_bytes(B, T, threads), dtype=torch.uint8)
 
-        def run(first: int, last: int, name: str, cond: Tensor | None):
+        def run(first: int, last: int, name: str, cond: Any):
             cond = None if cond is None else _checked(name, cond, B, T, C)
             addresses = [0 if t is None or not t.numel() else t.data_ptr() for t in (x, cond, step, out, workspace)]
             if out.numel():

@@ -4,6 +4,7 @@ The contract: ops/gated_residual_stack.py.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -79,7 +80,7 @@ class CudaPlan:
             n_bytes = self.library.number("gated_residual_stack_workspace", self.sizes.data_ptr(), B, T, int(has_step))
         workspace = torch.empty(n_bytes, dtype=torch.uint8, device=self.device)
 
-        def run(first: int, last: int, name: str, cond: Tensor | None):
+        def run(first: int, last: int, name: str, cond: Any):
             cond = None if cond is None or not C else self._checked(name, cond, B, T, C)
             self.library.call(
                 "gated_residual_stack", self.sizes.data_ptr(), self._dilations.ctypes.data, float(w.rho), self._weights,

@@ -12,6 +12,7 @@ what makes generation in chunks equal to generation in one piece, bit for bit.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -86,7 +87,7 @@ class Fir:
         half = (freq_taps - 1) // 2
         padded = torch.nn.functional.pad(frames, (0, 0, half, freq_taps - 1 - half))
         C = x.shape[1]
-        y = (
+        y: Any = (
             sum(
                 self.weight[:, i, j].to(x)[:, None, None, None] * padded[i, :, j : j + C]
                 for i in range(n_taps)

@@ -12,6 +12,7 @@ van den Oord et al. 2016; the persistent-state algorithm: Paine et al. 2016, "Fa
 """
 
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -59,9 +60,8 @@ class WaveNetWeights:
     front_activation: str = "none"
 
     def double(self) -> "WaveNetWeights":
-        return replace(
-            self, **{f.name: v.double() for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor)}
-        )
+        doubled: Any = {f.name: v.double() for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor)}
+        return replace(self, **doubled)
 
     @property
     def n_draws(self) -> int:
@@ -103,7 +103,7 @@ class CpuPlan:
             front_activation=ACTIVATIONS.index(w.front_activation),
             rho=w.rho,
         )
-        arrays = dict(
+        tensors = dict(
             front=w.front,
             b_front=w.b_front,
             b_in=w.b_in,
@@ -117,7 +117,7 @@ class CpuPlan:
             logits=w.w_logits,
             b_logits=w.b_logits,
         )
-        arrays = {name: t.detach().float().cpu().numpy() for name, t in arrays.items()}
+        arrays = {name: t.detach().float().cpu().numpy() for name, t in tensors.items()}
         arrays["in"] = w.w_in.detach().float().cpu().numpy()
         self._plan = _C.WaveNetPlan(sizes, list(w.dilations), arrays, PRECISIONS.index(precision), threads)
 
