@@ -6,6 +6,7 @@ A contender of ours is the model as users call it. A peer is the same model with
 
 import importlib.util
 import math
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -58,11 +59,12 @@ class Case:
 
 
 CASES = {
-    "Parallel WaveGAN v1": Case("parallel_wavegan", 22050),
-    "DiffWave, 6 steps": Case("diffwave", 22050, infer={"schedule": "fast"}, seconds=0.25),
-    "WaveGlow, 256 channels": Case("waveglow", 22050, infer={"sigma": 0.6}, seconds=0.5),
+    "Parallel WaveGAN v1": Case("parallel_wavegan", 22050, seconds=0.5),
+    "DiffWave, 6 steps": Case("diffwave", 22050, infer={"schedule": "fast"}, seconds=0.125),
+    "WaveGlow, 256 channels": Case("waveglow", 22050, infer={"sigma": 0.6}, seconds=0.25),
     "ClariNet student, 6 × 10": Case("parallel_wavenet", 22050, seconds=0.5),
 }
+COMPILE_SECONDS = 240  # from the start; models that begin later are timed without torch.compile
 TINY = {
     "tiny": Case(
         "parallel_wavegan", 22050,
@@ -82,7 +84,7 @@ def noise_of(model, family: str, B: int, n: int, steps: int, seed: int = 0):
     return rand(B, n)
 
 
-def contenders_of(model, case: Case, mel: Tensor, noise, n_threads: int, quick: bool):
+def contenders_of(model, case: Case, mel: Tensor, noise, n_threads: int, quick: bool, with_compile: bool):
     """name -> (precision, Contender), and what was left out and why."""
     stacks = stack_peers.stacks_of(model)
     infer = partial(model.infer, mel, noise=noise, **case.infer)
@@ -91,6 +93,9 @@ def contenders_of(model, case: Case, mel: Tensor, noise, n_threads: int, quick: 
     for name, (precision, make) in stack_peers.PEERS.items():
         if quick and name not in ("PyTorch eager", "PyTorch channels-last, bf16"):
             skipped[name] = "--quick"
+            continue
+        if name == "torch.compile" and not with_compile:
+            skipped[name] = "it takes minutes to compile: with the most threads only, and while COMPILE_SECONDS last"
             continue
         try:
             plans = [make(stack.weights()) for stack in stacks]
@@ -143,7 +148,9 @@ def macs_per_sample(model, case: Case, steps: int) -> float:
     return per_row * steps / group
 
 
-def bench(name: str, case: Case, B: int, seconds: float, n_threads: int, quick: bool) -> tuple[list[dict], dict]:
+def bench(
+    name: str, case: Case, B: int, seconds: float, n_threads: int, quick: bool, with_compile: bool
+) -> tuple[list[dict], dict]:
     model = case.build()
     frames = max(2, round(seconds * case.rate / model.hop_length))
     n = frames * model.hop_length
@@ -155,7 +162,7 @@ def bench(name: str, case: Case, B: int, seconds: float, n_threads: int, quick: 
     double = lambda x: x.double() if isinstance(x, Tensor) else type(x)(double(y) for y in x)
     with timer.threads(n_threads), fastvoc.backend("reference"):
         exact = case.build().double().infer(mel.double(), noise=double(noise), **case.infer).double()
-    contenders, skipped = contenders_of(model, case, mel, noise, n_threads, quick)
+    contenders, skipped = contenders_of(model, case, mel, noise, n_threads, quick, with_compile)
     errors = {}
     for contender, (_, c) in contenders.items():
         with c.around():
@@ -166,6 +173,8 @@ def bench(name: str, case: Case, B: int, seconds: float, n_threads: int, quick: 
         worst, rms = float(errors[contender].abs().max()), float(errors[contender].pow(2).mean().sqrt())
         if not (worst <= 2 * eager + 1e-6 * peak if precision == "fp32" else rms <= 0.1 * signal):
             raise timer.DisagreementError(f"{name}: {contender} is off by {worst:.3g} (rms {rms:.3g}, signal {signal:.3g})")
+    for _, c in contenders.values():
+        c.output = lambda: None  # all were checked just now
     times = timer.interleave(
         {k: c for k, (_, c) in contenders.items()}, 2 if quick else 3, min_time=0, retries=1, check=lambda *_: None
     )
@@ -174,7 +183,7 @@ def bench(name: str, case: Case, B: int, seconds: float, n_threads: int, quick: 
     for contender, (precision, _) in contenders.items():
         t, rms = times[contender], float(errors[contender].pow(2).mean().sqrt())
         rows.append(timer.rounded({
-            "model": name, "contender": contender.removesuffix(" fp32").removesuffix(" bf16").removesuffix(", bf16"),
+            "model": name, "contender": contender.removesuffix(" fp32").removesuffix(", bf16").removesuffix(" bf16"),
             "precision": precision, "threads": n_threads, "batch": B, "seconds": seconds, "rtf": t.median / audio,
             "rtf_min": t.min / audio, "rtf_max": t.max / audio, "samples_per_s": B * n / t.median,
             "vs_eager": times["PyTorch eager"].median / t.median, "gflop_per_s": 2 * macs / t.median / 1e9,
@@ -186,10 +195,11 @@ def bench(name: str, case: Case, B: int, seconds: float, n_threads: int, quick: 
 @torch.inference_mode()
 def run(quick: bool = False, n_threads: int | None = None, only: str = "") -> Iterator[dict]:
     """A part for each model and number of threads. only: models whose name has this in it."""
-    most = n_threads or fastvoc.get_num_threads()
+    most, start = n_threads or fastvoc.get_num_threads(), time.monotonic()
     for name, case in (TINY if quick else CASES).items():
         for threads in sorted({1, most}):
             if only in name:
-                rows, skipped = bench(name, case, 1, 0.05 if quick else case.seconds, threads, quick)
+                with_compile = threads == most and time.monotonic() - start < COMPILE_SECONDS
+                rows, skipped = bench(name, case, 1, 0.05 if quick else case.seconds, threads, quick, with_compile)
                 yield {"rows": rows, "skipped": skipped}
 

@@ -31,7 +31,7 @@ METHOD = {
 }
 QUICK = ("in cache", "ragged", "single")
 UNCOMPILED = ("ragged", "single", "wide", "causal, kernel 5", "no conditioning", "shorter than its reach")
-COMPILE_SECONDS = 150  # after so long no further case gets a torch.compile contender: each takes seconds to compile
+COMPILE_SECONDS = 90  # after so long no further case gets a torch.compile contender: each takes seconds to compile
 
 
 def callable_ops() -> list[Op]:
@@ -122,7 +122,7 @@ def bench_case(op: Op, label: str, n_threads: int, copy: float, with_compile: bo
 @torch.inference_mode()
 def run(quick: bool = False, n_threads: int | None = None, only: str = "") -> Iterator[dict]:
     """A part for each operator, case and number of threads. only: operators whose name has this in it."""
-    how = dict(rounds=2, min_time=0.004) if quick else dict(rounds=5, min_time=0.03, retries=1)
+    how = dict(rounds=2, min_time=0.004) if quick else dict(rounds=5, min_time=0.02, retries=1)
     compile_until = time.monotonic() + (0 if quick else COMPILE_SECONDS)
     for n in sorted({1, n_threads or fastvoc.get_num_threads()}):
         copy = timer.copy_bandwidth(n, *((0.02, 16 << 20) if quick else ()))

@@ -65,7 +65,7 @@ def interleave(
     """Times all contenders, round after round, each round beginning with another one.
 
     check      (output, first contender's output) -> None, or in words how they disagree; default: allclose()
-    min_time   a run repeats its call until about this many seconds have passed
+    min_time   a run repeats its call until about this many seconds have passed; 0: one call
     """
     contenders = {name: c if isinstance(c, Contender) else Contender(c) for name, c in contenders.items()}
     check = check or allclose()
@@ -105,6 +105,8 @@ def interleave(
 
 def _calibrated(c: Contender, min_time: float) -> int:
     calls = 1
+    if not min_time:
+        return calls
     with c.around():
         while True:
             start = time.perf_counter()
