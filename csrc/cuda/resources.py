@@ -104,6 +104,8 @@ def faults(kernels: dict, architectures=ARCHITECTURES) -> list[str]:
 
 def kernels_of(library: Path) -> dict[str, set[str]]:
     """Architecture -> the kernels that a built library has for it."""
+    if not cuobjdump():
+        raise SystemExit("needs cuobjdump, of the CUDA toolkit or of the triton package")
     text = subprocess.run([cuobjdump(), "-res-usage", str(library)], capture_output=True, text=True, check=True).stdout
     found, arch = {}, None
     for line in text.splitlines():

@@ -31,13 +31,13 @@ def run(options) -> None:
     facts = {
         "versions": versions(), "cpu": cpu(), "instruction_sets": instruction_sets(),
         "threads": {"fastvoc": fastvoc.get_num_threads(), "torch": torch.get_num_threads()},
-        "backends": backends(), "environment": environment(),
+        "backends": backends(), "cuda_library": cuda_library(), "gpus": gpus(), "environment": environment(),
     }
     if options.json:
         print(json.dumps(facts, indent=2))
         return
     for name, version in facts["versions"].items():
-        print(f"{name:<8} {version or 'not installed'}")
+        print(f"{name:<11} {version or 'not installed'}")
     machine = facts["cpu"]
     print(f"\nCPU      {machine['name']}, {machine['cpus']} CPUs usable")
     print(f"         {' '.join(machine['features']) or 'features unknown'}")
@@ -47,14 +47,21 @@ def run(options) -> None:
     print()
     rows = [(op, *(reason or "available" for reason in states.values())) for op, states in facts["backends"].items()]
     print_table([("operator", *BACKENDS), *rows], left=1 + len(BACKENDS))
+    library = facts["cuda_library"]
+    print(f"\nCUDA     {library['reason'] or 'in use'}: {library['path'] or 'no library'}")
+    for gpu in facts["gpus"]:
+        print(f"         {gpu['name']}, compute capability {gpu['capability']}, {gpu['memory'] / 2**30:.0f} GiB")
     print()
     for name, value in facts["environment"].items():
         print(f"{name}={value}")
 
 
 def versions() -> dict[str, str | None]:
-    found = {"fastvoc": fastvoc.__version__, "python": platform.python_version(), "torch": torch.__version__}
-    for name in ("numpy", "triton"):
+    found = {
+        "fastvoc": fastvoc.__version__, "python": platform.python_version(), "torch": torch.__version__,
+        "torch_cuda": torch.version.cuda,  # the toolkit that torch was built with
+    }
+    for name in ("numpy", "safetensors", "PyYAML", "triton", "soundfile", "soxr", "h5py"):
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
@@ -82,6 +89,18 @@ def instruction_sets() -> list[dict]:
 def backends() -> dict[str, dict[str, str | None]]:
     """operator -> backend -> None where it is available, else the reason."""
     return {name: {backend: _why_not(op, backend) for backend in BACKENDS} for name, op in OPS.items()}
+
+
+def cuda_library() -> dict:
+    """path: of the library, if this fastvoc has one;  reason: None where it works here, else why not"""
+    reason = _cuda.why_not()
+    return {"path": str(_cuda.PATH) if _cuda.PATH.exists() else None, "interface": _cuda.INTERFACE, "reason": reason}
+
+
+def gpus() -> list[dict]:
+    """As torch sees them."""
+    found = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+    return [{"name": g.name, "capability": f"{g.major}.{g.minor}", "memory": g.total_memory} for g in found]
 
 
 def environment() -> dict[str, str]:
