@@ -73,12 +73,24 @@ def curves(rows: list[dict], how: dict):
         if how.get("axes") == "linear":
             axes.set_xlim(0)
             axes.set_ylim(0)
+            whole = all(isinstance(x, int) for points in lines.values() for x, _ in points)
+            axes.xaxis.get_major_locator().set_params(integer=whole)
         else:
             axes.set_xscale("log")
             axes.set_yscale("log")
+            for axis in (axes.xaxis, axes.yaxis):
+                plain_numbers(axis)
         axes.set(xlabel=how.get("x_label", how["x"]), ylabel=how.get("y_label", how["y"]))
 
     return draw
+
+
+def plain_numbers(axis) -> None:
+    """100,000 instead of 10⁵ on a logarithmic axis, and 2, 3, 5 between where it spans little."""
+    low, high = axis.get_view_interval()
+    between = (2, 3, 5) if high < 30 * low else ()
+    axis.set_major_formatter(lambda value, _: f"{value:,.12g}")
+    axis.set_minor_formatter(lambda value, _: f"{value:,.12g}" if round(value / 10 ** np.floor(np.log10(value))) in between else "")
 
 
 def roofline(rows: list[dict], how: dict):
@@ -126,6 +138,8 @@ def roofline(rows: list[dict], how: dict):
             axes.plot([], [], MARKERS[n % len(MARKERS)], color=theme["text"], label=kind)
         axes.set_xlim(left, right)
         axes.set_ylim(low, max(max(y for _, y in every), *peaks.values()) * 2)
+        for axis in (axes.xaxis, axes.yaxis):
+            plain_numbers(axis)
         axes.set(xlabel="operations per byte", ylabel="GFLOP/s")
         axes.legend(fontsize=8, framealpha=0, labelcolor=theme["text"], loc="lower right")
 
