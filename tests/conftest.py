@@ -1,7 +1,9 @@
-"""Tests marked `gpu` are skipped where there is no CUDA device."""
+"""Fixtures that several files use. Tests marked `gpu` are skipped where there is no CUDA device."""
 
 import pytest
 import torch
+
+from fastvoc.cli import main
 
 
 def pytest_collection_modifyitems(items):
@@ -10,3 +12,27 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture
+def one_torch_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def call(capsys):
+    """The command line: call(*arguments) -> (exit code, stdout, stderr)"""
+
+    def run(*arguments):
+        try:
+            code = main([str(a) for a in arguments])
+        except SystemExit as stop:
+            code = stop.code
+        said = capsys.readouterr()
+        assert "Traceback" not in said.err
+        return code, said.out, said.err
+
+    return run

@@ -17,12 +17,7 @@ TEACHER, STUDENT = "teacher_checkpoint_step000654321_ema.pth", "student_checkpoi
 DIRECTIONS = {"qp": "reverse", "pq": "forward"}
 
 
-@pytest.fixture(autouse=True)
-def one_torch_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
 @pytest.fixture(scope="module")

@@ -61,22 +61,6 @@ def place(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture
-def call(capsys):
-    """call(*arguments) -> (exit code, stdout, stderr)"""
-
-    def run(*arguments):
-        try:
-            code = main([str(a) for a in arguments])
-        except SystemExit as stop:
-            code = stop.code
-        said = capsys.readouterr()
-        assert "Traceback" not in said.err
-        return code, said.out, said.err
-
-    return run
-
-
 def sound(seconds: float) -> np.ndarray:
     t = np.arange(int(seconds * RATE)) / RATE
     noise = np.random.default_rng(0).standard_normal(len(t))

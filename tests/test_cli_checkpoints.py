@@ -34,20 +34,6 @@ CHECKPOINTS = [
 ]
 
 
-@pytest.fixture
-def call(capsys):
-    def run(*arguments):
-        try:
-            code = main([str(a) for a in arguments])
-        except SystemExit as stop:
-            code = stop.code
-        said = capsys.readouterr()
-        assert "Traceback" not in said.err
-        return code, said.out, said.err
-
-    return run
-
-
 @pytest.mark.parametrize("case, name, family, layout, dropped", CHECKPOINTS)
 def test_inspect_and_convert(tmp_path, call, case, name, family, layout, dropped):
     pytest.importorskip("yaml")

@@ -22,12 +22,7 @@ DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 SMALL = 25_000  # values of the first argument: what the emulator does in a fraction of a second
 
 
-@pytest.fixture(autouse=True)
-def one_torch_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
 def outputs(result):

@@ -381,23 +381,11 @@ def test_gate_at_the_ends(isa):
 def test_reads_and_writes_nothing_outside():
     """Arrays at the very end and the very start of a page whose neighbours may not be touched."""
     run_python("""
-        import ctypes, mmap, os
+        import os
         import numpy as np, fastvoc
         from fastvoc import _C
-        page = mmap.PAGESIZE
-        libc = ctypes.CDLL(None, use_errno=True)
-        libc.mprotect.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+        from tests.guarded import guarded
         fastvoc.set_num_threads(1)
-        regions = []
-
-        def guarded():
-            memory = mmap.mmap(-1, 3 * page)
-            start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-            for side in (start, start + 2 * page):
-                assert libc.mprotect(side, page, 0) == 0  # PROT_NONE
-            regions.append(memory)
-            return np.frombuffer(memory, np.float32, page // 4, page)
-
         pages = [guarded() for _ in range(5)]
         rng = np.random.default_rng(0)
         isas = [name for name, supported, *_ in _C.cpu_isas() if supported]

@@ -9,13 +9,7 @@ from fastvoc.errors import ConfigError, ShapeError
 from fastvoc.layers import ResidualConv1dGLU
 from tests.goldens import Golden
 
-
-@pytest.fixture(autouse=True)
-def one_torch_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
 def plain(layer, x, c=None, g=None, kernel=3):
