@@ -12,10 +12,21 @@ import torch
 
 import fastvoc
 from benchmarks import __main__ as command
-from benchmarks import bench_ops, bench_scaling, bench_wavenet, record, timer
+from benchmarks import (
+    bench_ops,
+    bench_quality,
+    bench_scaling,
+    bench_serving,
+    bench_streams,
+    bench_wavenet,
+    ceilings,
+    record,
+    timer,
+)
 from benchmarks.timer import Contender, DisagreementError, allclose, interleave
 from fastvoc._op import OPS
 from fastvoc.errors import BackendUnavailableError
+from fastvoc.report.results import read_results
 
 ROOT = Path(__file__).parent.parent
 QUICK = dict(rounds=3, min_time=0)
@@ -254,3 +265,84 @@ def test_the_command_runs_and_writes_where_told(tmp_path, monkeypatch):
 def test_the_command_refuses_nonsense(arguments):
     with pytest.raises(SystemExit):
         command.main(arguments)
+
+
+# ---- the other benchmarks, small -------------------------------------------------------------------------------------
+
+
+def quick(name: str, tmp_path) -> dict:
+    command.main([name, "--quick", "--threads", "1", "--out", str(tmp_path / "x.json")])
+    result = json.loads((tmp_path / "x.json").read_text())
+    assert result["complete"] is True and result["method"]["work"] and read_results(tmp_path / "x.json").title
+    return result
+
+
+@pytest.mark.slow
+def test_scaling(tmp_path):
+    rows = quick("scaling", tmp_path)["rows"]
+    sweeps = {(r["kernel"], r["sweep"]) for r in rows}
+    assert sweeps == {(c["where"]["kernel"], c["where"]["sweep"]) for c in bench_scaling.REPORT["curves"]}
+    assert all(r["us_min"] <= r["us"] <= r["us_max"] and r["ns_per_unit"] > 0 for r in rows)
+
+
+@pytest.mark.slow
+def test_roofline(tmp_path):
+    result = quick("roofline", tmp_path)
+    drawn = [p.name for p in (ROOT / "csrc" / "cpu").glob("*.cpp") if p.name != "kernels.cpp"]
+    assert {r["family"] for r in result["rows"]} - {"gated_residual"} == {name.removesuffix(".cpp") for name in drawn}
+    names = {c["name"].split(",")[0] for c in result["report"]["roofline"]["ceilings"]}
+    assert names == {"fp32", "bf16", "int8", "L2", "L3", "memory"}
+    for r in result["rows"]:
+        assert r["of_bound"] == pytest.approx(r["gflop_per_s"] / r["bound"], rel=1e-2)
+
+
+@pytest.mark.slow
+def test_quality(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench_quality, "LIMITS_DB", bench_quality.LIMITS_DB | {"bf16": -300.0})
+    with pytest.raises(DisagreementError, match="bf16"):
+        quick("quality", tmp_path)
+    monkeypatch.undo()
+    rows = quick("quality", tmp_path)["rows"]
+    error = {r["precision"]: r for r in rows if r["part"] == "error" and r["model"] == "wavenet"}
+    assert error["fp32"]["error_db"] < -100 < error["bf16"]["error_db"] < error["int8"]["error_db"]
+    assert error["fp32"]["divergence_nats"] < error["bf16"]["divergence_nats"] < error["int8"]["divergence_nats"] < 0.02
+    sound = [r for r in rows if r["part"] == "sound"]
+    assert {r["precision"] for r in sound} == set(error) and all(0 < r["log_mel_distance"] < 20 for r in sound)
+
+
+@pytest.mark.slow
+def test_streams_and_serving(tmp_path):
+    result = quick("streams", tmp_path)
+    assert all(r["p50_ms"] <= r["p99_ms"] <= r["longest_ms"] for r in result["rows"]) and len(result["held"]) == 3
+    rows = quick("serving", tmp_path)["rows"]
+    assert {r["batch"] for r in rows} == {1, 2} and all(r["p50_ms"] <= r["p99_ms"] for r in rows)
+
+
+def test_a_stream_that_is_changed_by_its_company_is_refused(monkeypatch):
+    model = bench_wavenet.tamed(fastvoc.WaveNet(**bench_wavenet.TINY["tiny"]).eval())
+    real = bench_streams.generate
+
+    def wrong(streams):
+        waves, given = real(streams)
+        return [w + len(streams) for w in waves], given
+
+    bench_streams.check(model, 16000, "fp32", 1)
+    monkeypatch.setattr(bench_streams, "generate", wrong)
+    with pytest.raises(DisagreementError, match="other samples than alone"):
+        bench_streams.check(model, 16000, "fp32", 1)
+
+
+def test_memory_of_a_call():
+    grown = bench_serving.peak_memory(lambda: torch.ones(16 << 20))
+    if grown is None:
+        pytest.skip("the system does not tell")
+    assert 48 << 20 < grown < 160 << 20
+
+
+def test_ceilings_with_and_without_a_compiler(monkeypatch):
+    for lib in (ceilings.library(), None):
+        assert ceilings.operations_per_s("fp32", 1, 0.01, lib) > 1e8
+        assert ceilings.read_bytes_per_s(1 << 20, 2, 0.01, lib) > 1e8
+    assert ceilings.operations_per_s("int8", 1, 0.01, None) is None
+    monkeypatch.setattr(ceilings.shutil, "which", lambda name: None)
+    assert ceilings.library() is None
