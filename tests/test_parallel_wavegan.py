@@ -542,7 +542,7 @@ def bad_shape(state):
     (lambda s: s.pop("conv_layers.3.conv.bias"), IncompatibleCheckpointError, "missing: conv_layers.3.conv.bias"),
     (lambda s: s.update(more=torch.ones(1)), IncompatibleCheckpointError, "unexpected: more"),
     (bad_shape, IncompatibleCheckpointError, r"first_conv.weight is \(17, 1, 1\), config.yml makes it \(16, 1, 1\)"),
-    (lambda s: s["first_conv.bias"].fill_(math.nan), CheckpointError, "first_conv.bias holds NaN"),
+    (lambda s: s["first_conv.bias"].fill_(math.nan), CheckpointError, "NaN or infinity in first_conv.bias"),
     (lambda s: s.update({"first_conv.bias": "x"}), IncompatibleCheckpointError, "expected a tensor"),
     (lambda s: s.update(mean=torch.ones(3), scale=torch.ones(3)), CheckpointError, "3 means"),
 ])  # fmt: skip

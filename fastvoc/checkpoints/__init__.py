@@ -9,6 +9,8 @@ import inspect
 import re
 from pathlib import Path
 
+from torch import Tensor
+
 from fastvoc.checkpoints import (
     clarinet,
     diffwave_lmnt,
@@ -21,6 +23,8 @@ from fastvoc.checkpoints import (
 )
 from fastvoc.checkpoints.families import nearest
 from fastvoc.checkpoints.reading import is_saved_by_torch, read_file
+from fastvoc.checkpoints.unpickle import PickledModule
+from fastvoc.checkpoints.weight_norm import fold_weight_norm
 from fastvoc.errors import CheckpointError, ConfigError, FastvocError, IncompatibleCheckpointError
 
 READERS = [r9y9, nv_wavenet, diffwave_lmnt, diffwave_philsyn, parallel_wavegan, waveglow, clarinet, nsynth_wavenet]
@@ -28,7 +32,7 @@ READERS = [r9y9, nv_wavenet, diffwave_lmnt, diffwave_philsyn, parallel_wavegan, 
 # Under these names files keep their weights, and what the model is made by
 KEPT = {"model", "state_dict", "model_state_dict", "config", "params"}
 
-__all__ = ["READERS", "dropped", "load_checkpoint", "read_file", "read_recognised", "recognise"]
+__all__ = ["READERS", "dropped", "load_checkpoint", "n_parameters", "read_file", "read_recognised", "recognise"]
 
 
 def load_checkpoint(path, **options):
@@ -64,6 +68,23 @@ def dropped(reader, contents) -> list[str]:
     """What of a file does not go into the model: what lies beside its weights, and weights that the model does not use."""
     beside = [str(name) for name in contents if name not in KEPT] if isinstance(contents, dict) and KEPT & set(contents) else []
     return beside + (reader.unused(contents) if hasattr(reader, "unused") else [])
+
+
+def n_parameters(reader, contents) -> int:
+    """Of the network in a file as its authors count them: weight norm folded. Rewritten it may have some more or less."""
+    left = dropped(reader, contents)
+    skipped = lambda name: any(name == one or name.endswith("." + one) or name.startswith(one + ".") for one in left)
+    weights = {name: tensor for name, tensor in _tensors(contents) if tensor.is_floating_point() and not skipped(name)}
+    return sum(tensor.numel() for tensor in fold_weight_norm(weights).values())
+
+
+def _tensors(value, name: str = ""):
+    """(dotted name, tensor) of everything inside."""
+    value = value.state_dict() if isinstance(value, PickledModule) else value
+    if isinstance(value, Tensor):
+        yield name, value
+    for key, inner in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        yield from _tensors(inner, f"{name}.{key}" if name else str(key))
 
 
 def _recognise_folder(folder: Path) -> tuple:

@@ -68,6 +68,11 @@ def read(contents, path, distribution: str = "logistic", strides=None, cycle: in
     return model.eval()
 
 
+def unused(contents) -> list[str]:
+    """The variables as they were last, where their averages are there too."""
+    return [name for name in contents if name + AVERAGED in contents]
+
+
 def canonical(variables: dict[str, Tensor]) -> dict[str, Tensor]:
     """Upstream's variables -> ParallelWaveNet's parameters. Differentiable."""
     averaged = {k.removesuffix(AVERAGED): v for k, v in variables.items() if k.endswith(AVERAGED)}

@@ -25,6 +25,7 @@ from fastvoc.errors import (
     IncompatibleCheckpointError,
     ResourceLimitError,
 )
+from fastvoc.models.pretrained import check_finite
 
 MAX_BYTES = 4 << 30
 MAX_RATIO = 20  # of what a file unpacks to, to its size; torch itself never compresses
@@ -218,12 +219,13 @@ def is_saved_by_torch(path) -> bool:
 
 
 def float_tensors(values, path) -> dict[str, Tensor]:
-    """The same dictionary, if it holds named floating point tensors and nothing else."""
+    """The same dictionary, if it holds named floating point tensors, finite ones, and nothing else."""
     for name, value in values.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise IncompatibleCheckpointError(f"{path}: {name!r} is a {type(value).__name__}, expected a tensor")
         if not value.is_floating_point() or value.layout != torch.strided:
             raise IncompatibleCheckpointError(f"{path}: {name} is {value.dtype}, {value.layout}; expected plain floats")
+    check_finite(values, path)
     if any(v.dtype != torch.float32 for v in values.values()):
         logger.info("%s holds other dtypes than float32; its weights are converted", path)
     return dict(values)

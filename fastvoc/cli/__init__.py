@@ -16,6 +16,7 @@ import fastvoc
 from fastvoc.cli import bench, convert, demo, info, inspect, mel, report, synth, terminal, train
 from fastvoc.cli.options import everywhere
 from fastvoc.cli.terminal import logging_to_stderr
+from fastvoc.models.pretrained import weights_may_be_nan
 
 
 def parser() -> argparse.ArgumentParser:
@@ -33,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Runs one command and returns its exit code. Raises SystemExit(2) for a wrong call."""
     options = parser().parse_args(argv)
-    with logging_to_stderr(options.quiet), _sigterm_exits():
+    with logging_to_stderr(options.quiet), _sigterm_exits(), weights_may_be_nan(getattr(options, "allow_nan", False)):
         try:
             code = options.run(options) or 0
             sys.stdout.flush()  # here, where a broken pipe can still be caught

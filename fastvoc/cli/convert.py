@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import fastvoc
-from fastvoc.checkpoints import dropped, read_recognised, recognise
+from fastvoc.checkpoints import dropped, n_parameters, read_recognised, recognise
 from fastvoc.cli.options import add_command, add_reader_options, check_folder, positive, reader_options
 from fastvoc.errors import CheckpointError, ConfigError
 from fastvoc.models.pretrained import is_model_folder
@@ -65,7 +65,7 @@ def run(options) -> int:
             os.replace(replaced, target)
         raise
     shutil.rmtree(replaced, ignore_errors=True)
-    log.info("%s: %s, %d parameters", options.target, reader.LAYOUT, sum(p.numel() for p in model.parameters()))
+    log.info("%s: %s, %d parameters", options.target, reader.LAYOUT, n_parameters(reader, contents))
     if left_behind:
         log.info("left behind: %s", ", ".join(left_behind))
     return 0
@@ -75,7 +75,8 @@ def _in_a_process(options) -> int:
     """The same command without --sandbox, elsewhere: what it takes or breaks is not ours."""
     command = [sys.executable, "-m", "fastvoc", "convert", str(options.source), str(options.target)]
     command += ["--memory", str(options.sandbox)]
-    command += [f"--{flag}" for flag in ("overwrite", "quiet", "debug") if getattr(options, flag)]
+    flags = "overwrite", "quiet", "debug", "allow_nan"
+    command += ["--" + flag.replace("_", "-") for flag in flags if getattr(options, flag)]
     for name, value in reader_options(options).items():
         command += ["--teacher", str(value)] if name == "teacher" else ["--reader", f"{name}={json.dumps(value)}"]
     code = subprocess.run(command).returncode

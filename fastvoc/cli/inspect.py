@@ -9,7 +9,7 @@ import numpy as np
 
 import fastvoc
 from fastvoc.audio.convention import KINDS, kind_of, looks_like, statistics
-from fastvoc.checkpoints import dropped, read_recognised, recognise
+from fastvoc.checkpoints import dropped, n_parameters, read_recognised, recognise
 from fastvoc.cli.features import read_declared, read_npy
 from fastvoc.cli.options import add_command, add_reader_options, reader_options
 from fastvoc.cli.terminal import print_table
@@ -54,9 +54,11 @@ def _of_checkpoint(path: Path, given: dict) -> tuple:
     left_behind = []
     if not path.exists() or is_model_folder(path):
         model, layout = fastvoc.load(path, **given), FOLDER
+        parameters = sum(p.numel() for p in model.parameters())
     else:
         path, reader, contents = recognise(path)
         model, layout, left_behind = read_recognised(path, reader, contents, **given), reader.LAYOUT, dropped(reader, contents)
+        parameters = n_parameters(reader, contents)
     convention = None
     if model.mel_config is not None:
         convention = model.mel_config.to_dict()
@@ -64,7 +66,7 @@ def _of_checkpoint(path: Path, given: dict) -> tuple:
         del convention["scale"]
     return model, {
         "file": str(path), "family": model.family, "layout": layout,
-        "parameters": sum(p.numel() for p in model.parameters()),
+        "parameters": parameters,
         "sample_rate": model.sample_rate, "hop_length": model.hop_length, "n_mels": model.n_mels,
         "config": dataclasses.asdict(model.config), "mel_convention": convention, "dropped": left_behind,
     }  # fmt: skip

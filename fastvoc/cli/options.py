@@ -57,10 +57,11 @@ def add_reader_options(parser) -> None:
     parser.add_argument("--teacher", type=Path, metavar="PATH", help="the teacher's checkpoint, for a ClariNet student")
     parser.add_argument("--reader", action="append", default=[], type=_named, metavar="NAME=VALUE",
                         help="what else the checkpoint's reader asks for; may be given several times")
+    parser.add_argument("--allow-nan", action="store_true", help="take weights that hold NaN or infinity (else an error)")
 
 
 def reader_options(options) -> dict:
-    """What `fastvoc.load` is given beside the path."""
+    """What a checkpoint's reader is given beside the path."""
     teacher = {} if options.teacher is None else {"teacher": options.teacher}
     return {**dict(options.reader), **teacher}
 

@@ -127,6 +127,11 @@ def _synthesise(source: Path, target: Path, model, generation: dict, denoise, op
 
 def _features(source: Path, model, options) -> tuple[Tensor, int, bool]:
     """The mel as the model takes it, the sample rate of what will come out, and whether statistics are applied."""
+    if not model.n_mels:
+        own = f"{options.model}: this {model.family} model takes no mel"
+        if model.family == "wavenet":  # nv-wavenet's export, or one without any conditioning
+            raise ConfigError(own, hint="Of nv-wavenet, name the training checkpoint (wavenet_*): an export has no upsampler.")
+        raise ConfigError(own, hint="It generates from noise alone: model.infer(n_samples=…) in Python.")
     if model.preprocessing is None:
         raise ConfigError(
             f"{options.model} does not say which recordings and mels it was trained on",

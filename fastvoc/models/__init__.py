@@ -2,6 +2,7 @@
 
 import difflib
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from fastvoc.models.diffwave import DiffWave, DiffWaveConfig
 from fastvoc.models.parallel_wavegan import ParallelWaveGAN, ParallelWaveGANConfig
 from fastvoc.models.parallel_wavenet import ParallelWaveNet, ParallelWaveNetConfig
 from fastvoc.models.preprocessing import Preprocessing
-from fastvoc.models.pretrained import from_pretrained, is_model_folder, read_json
+from fastvoc.models.pretrained import from_pretrained, is_model_folder, read_json, weights_may_be_nan
 from fastvoc.models.vocoder import Vocoder
 from fastvoc.models.waveglow import WaveGlow, WaveGlowConfig
 from fastvoc.models.wavenet import WaveNet, WaveNetConfig
@@ -48,6 +49,7 @@ def load(
     device: str | torch.device = "cpu",
     precision: str = "fp32",
     weight_norm: bool = False,
+    check_finite: bool = True,
     **options: Any,
 ) -> Vocoder:
     """The vocoder of a model folder (config.json, model.safetensors, preprocessor_config.json), or of a checkpoint file
@@ -56,13 +58,15 @@ def load(
     device     where the model is put
     precision  of `infer`, where its call gives none: "fp32" or "bf16"; for a WaveNet also "int8"
     weight_norm  put weight norm on the convolutions, to train on as upstream does (models/weight_norm.py)
+    check_finite  refuse weights that hold NaN or infinity; False loads them and warns
     options    what a reader asks for, such as teacher=PATH for a ClariNet student
 
     Raises FileNotFoundError, CheckpointError, ConfigError. Never runs code from a file.
     """
     if precision not in PRECISIONS:
         raise ConfigError(f"precision: got {precision!r}, expected one of {list(PRECISIONS)}")
-    model = _load(Path(path), options)
+    with nullcontext() if check_finite else weights_may_be_nan():
+        model = _load(Path(path), options)
     model.precision = precision
     if weight_norm:
         model.apply_weight_norm()

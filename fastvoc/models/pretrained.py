@@ -3,7 +3,11 @@
 import dataclasses
 import difflib
 import json
+import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +26,8 @@ from fastvoc.models.config_values import check_values
 from fastvoc.models.preprocessing import Preprocessing
 
 FORMAT_VERSION = 1
+logger = logging.getLogger("fastvoc")
+_may_be_nan = ContextVar("weights may be NaN", default=False)
 MAX_TENSORS, MAX_HEAD = 20_000, 16 << 20  # of a safetensors file; our largest models have some hundreds
 
 
@@ -81,10 +87,32 @@ def from_pretrained(cls: Any, folder: str | os.PathLike) -> Any:
 def load_weights(model, tensors: dict[str, torch.Tensor], source) -> None:
     """load_state_dict with an error that says what does not fit."""
     check_shapes(model, tensors, source)
-    for name, value in tensors.items():
-        if not torch.isfinite(value).all():
-            raise CheckpointError(f"{source}: {name} holds NaN or infinity")
+    check_finite(tensors, source)
     model.load_state_dict({k: v.float() for k, v in tensors.items()})
+
+
+@contextmanager
+def weights_may_be_nan(allowed: bool = True) -> Iterator[None]:
+    """Whether files with NaN or infinity in their weights are loaded, inside; else they are refused."""
+    before = _may_be_nan.set(allowed)
+    try:
+        yield
+    finally:
+        _may_be_nan.reset(before)
+
+
+def check_finite(tensors: dict[str, torch.Tensor], source) -> None:
+    """Raise CheckpointError naming the first tensors that hold NaN or infinity, or say so where that is allowed."""
+    counts = {name: int((~value.isfinite()).sum()) for name, value in tensors.items()}
+    bad = [f"{name} ({n} of {tensors[name].numel()} numbers)" for name, n in counts.items() if n]
+    if not bad:
+        return
+    shown = ", ".join(bad[:10]) + (f" … ({len(bad)} tensors in all)" if len(bad) > 10 else "")
+    message = f"{source} holds NaN or infinity in {shown}."
+    if not _may_be_nan.get():
+        hint = "Its training diverged, or the file is damaged; check_finite=False, or --allow-nan on the command line, loads it."
+        raise CheckpointError(message, hint=hint)
+    logger.warning("%s", message)
 
 
 def check_shapes(model, tensors: dict[str, torch.Tensor], source) -> None:
