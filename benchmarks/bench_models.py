@@ -91,7 +91,7 @@ def contenders_of(model, case: Case, mel: Tensor, noise, n_threads: int, quick: 
     around = lambda: timer.threads(n_threads)
     found, skipped = {}, {}
     for name, (precision, make) in stack_peers.PEERS.items():
-        if quick and name not in ("PyTorch eager", "PyTorch channels-last, bf16"):
+        if quick and name not in stack_peers.QUICK:
             skipped[name] = "--quick"
             continue
         if name == "torch.compile" and not with_compile:

@@ -85,6 +85,17 @@ class ChannelsLastStack(nn.Module):
         return (x if skips is None else skips)[:, :, 0].float()
 
 
+class Bf16Stack(nn.Module):
+    """EagerStack after `.to(torch.bfloat16)`, as most users would try it."""
+
+    def __init__(self, w: StackWeights):
+        super().__init__()
+        self.inner = EagerStack(w).to(torch.bfloat16)
+
+    def forward(self, *given: Tensor | None) -> Tensor:
+        return self.inner(*(None if t is None else t.to(torch.bfloat16) for t in given)).float()
+
+
 class PeerPlan:
     """A channels-first network behind the interface of our plans."""
 
@@ -166,9 +177,12 @@ PEERS = {  # name -> (precision, plan of weights)
     "torch.jit frozen": ("fp32", FrozenPlan),
     "torch.compile": ("fp32", CompiledPlan),
     "ONNX Runtime": ("fp32", OnnxPlan),
+    "PyTorch eager, bf16": ("bf16", lambda w: PeerPlan(Bf16Stack(w).eval())),
     "PyTorch channels-last": ("fp32", lambda w: PeerPlan(ChannelsLastStack(w, torch.float32))),
     "PyTorch channels-last, bf16": ("bf16", lambda w: PeerPlan(ChannelsLastStack(w, torch.bfloat16))),
 }
+
+QUICK = ("PyTorch eager", "PyTorch eager, bf16", "PyTorch channels-last, bf16")  # with --quick these alone
 
 
 def stacks_of(model: nn.Module) -> list[GatedResidualStack]:

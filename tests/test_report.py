@@ -55,7 +55,8 @@ def test_times_real_time(tmp_path):
     some = [
         {"size": "big", "threads": t, "contender": name, "precision": p, "rtf": rtf / t, "streams": 1}
         for t in (1, 2)
-        for name, p, rtf in [("loop", "fp32", 10.0), ("jit", "fp32", 5.0), ("old", "fp32", 8.0), ("fastvoc", "fp32", 0.5),
+        for name, p, rtf in [("loop", "fp32", 10.0), ("loop", "bf16", 6.0),
+                             ("jit", "fp32", 5.0), ("old", "fp32", 8.0), ("fastvoc", "fp32", 0.5),
                              ("fastvoc", "bf16", 0.25)]
     ]  # fmt: skip
     some += [{**some[-1], "streams": 8, "rtf": 0.001}]

@@ -7,7 +7,7 @@ Beside its rows a file may say how they are to be read:
       "group": ["size"],                 rows with equal values here are contenders of one comparison
       "vary": ["threads", "streams"],    … and within a group, of one setting
       "metric": "samples_per_s", "unit": "samples/s", "better": "higher" | "lower",
-      "baseline": "PyTorch loop",        the contender that ratios are taken to
+      "baseline": "PyTorch loop",        the contender that ratios are taken to, in fp32
       "ours": "fastvoc",                 how the names of our contenders begin
       "realtime": {"column": "rtf", "where": {…}},   seconds computed per second of sound: bars of the first group column's values
       "curves": [{"title": …, "x": …, "y": …, "series": [columns], "x_label": …, "y_label": …, "where": {column: value},
@@ -94,7 +94,7 @@ class Result:
         metric, higher = self.how["metric"], self.how.get("better", "higher") == "higher"
         rows = sorted(rows, key=lambda r: r[metric], reverse=higher)
         longest = max(r[metric] for r in rows)
-        base = next((r[metric] for r in rows if r["contender"] == self.how["baseline"]), None)
+        base = next((r[metric] for r in rows if self._is_baseline(r)), None)
         bars = []
         for r in rows:
             value = r[metric]
@@ -122,12 +122,15 @@ class Result:
         for group, some in groups.items():
             some = sorted(some, key=lambda r: -r[how["column"]])
             others = [r for r in some if not self._is_ours(r)]
-            base = [r for r in others if r["contender"] == self.how["baseline"]]
+            base = [r for r in others if self._is_baseline(r)]
             picked = [*base, *(r for r in others[-1:] if r not in base), *(r for r in some if self._is_ours(r))]
             shown[group] = [
                 {"name": _named(r), "value": 1 / r[how["column"]], "ours": self._is_ours(r)} for r in picked
             ]  # fmt: skip
         return shown
+
+    def _is_baseline(self, row: dict) -> bool:
+        return row["contender"] == self.how["baseline"] and row.get("precision", "fp32") == "fp32"
 
     def _is_ours(self, row: dict) -> bool:
         return row["contender"].startswith(self.how.get("ours", "fastvoc"))
