@@ -15,6 +15,7 @@ from fastvoc.ops.gated_residual import (
     gated_residual_fwd,
     gated_residual_reference,
 )
+from tests.test_ops import run_python
 
 
 def by_conv1d(x, w_in, b_in, w_out, b_out, cond, step, dilation, causal, rho, step_in_residual):
@@ -164,3 +165,42 @@ def test_recomputing_keeps_a_third():
     plain = saved_bytes(lambda: module(x, cond))
     module.recompute = True
     assert 0 < saved_bytes(lambda: module(x, cond)) < 0.4 * plain
+
+
+def test_reads_and_writes_nothing_outside():
+    """A layer with what its gradient needs, and the gate's gradient: forbidden pages around everything they are given."""
+    run_python("""
+        import os
+        import numpy as np, torch
+        from fastvoc import _C
+        from fastvoc.ops.gated_residual import gated_residual_reference, _inputs
+        from tests.devices import ISAS, running_on
+        from tests.guards import Guards
+
+        torch.set_num_threads(1)
+        guards = Guards()
+        rand = lambda *shape: torch.randn(*shape)
+        for n, at_end in [(n, at_end) for n in range(1, 34) for at_end in (False, True)]:
+            T, R, H, S = n, n * 7 % 33 + 1, n * 5 % 33 + 1, n * 11 % 33 + 1
+            args = x, w_in, b_in, w_out, b_out, cond, step, dilation, causal, rho, _ = _inputs(
+                1, T, R, H, S, 1 + n % 3, 1 + n % 4, n % 3 == 1 or n % 2 == 0, True, True, rand=rand)
+            want = gated_residual_reference(*args)
+            arrays = [t[None].numpy() for t in (w_in, b_in, w_in.new_empty(2 * H, 0), w_out, b_out)]
+            given = [guards.floats(t, at_end) for t in (x, cond, step)]
+            made = [guards.floats(y * 0, at_end) for y in want]
+            dz = guards.floats(torch.randn(T, H), at_end)
+            z, da = guards.floats(dz * 0, at_end), guards.floats(want[2][0] * 0, at_end)
+            for isa in ISAS:
+                with running_on(isa):
+                    packed = _C.GatedResidualStackPlan(*arrays, [dilation], causal, rho, False, 0, isa)
+                    work = guards.bytes(packed.workspace_bytes(1, T, 1), at_end)
+                    packed.run_layer(1, T, *[a.ctypes.data for a in (*given, *made, work)], 1)
+                    for got, y in zip(made, want):
+                        assert np.abs(got - y.numpy()).max() < 1e-4, (isa, n)
+                    _C.gate_rows_backward_cpu(*[a.ctypes.data for a in (dz, made[2], z, da)], T, H)
+                    t, s = np.tanh(made[2][0, :, :H]), 1 / (1 + np.exp(-made[2][0, :, H:]))
+                    assert np.abs(z - t * s).max() < 1e-5 and np.abs(da[:, :H] - dz * s * (1 - t * t)).max() < 1e-5, (isa, n)
+                    assert np.abs(da[:, H:] - dz * t * s * (1 - s)).max() < 1e-5
+            guards.clear()
+        os._exit(0)
+    """)

@@ -310,7 +310,27 @@ BAD = [
     (dict(mel=MEL, noise=torch.zeros(2, 24)), ShapeError, r"noise is \(2, 24\), expected .* = \(2, 24, 3\)"),
     (dict(mel=MEL, forced=torch.zeros(2, 23)), ShapeError, r"forced is \(2, 23\), expected .* = \(2, 24\)"),
     (dict(mel=MEL, precision="fp8"), ConfigError, "got 'fp8', expected one of.*fp32.*bf16"),
-    (dict(mel=MEL, threads=0), ConfigError, "at least 1, got 0"),
+    (dict(mel=MEL, noise=torch.full((2, 24, 3), float("nan"))), FeatureError, r"noise holds nan at index \(0, 0, 0\)"),
+    (dict(mel=MEL, noise=torch.full((2, 24, 3), 1.5)), ConfigError, "noise holds 1.5…1.5 where uniform.*mol draws"),
+    (dict(mel=MEL, noise=torch.zeros(2, 24, 3, device="meta")), DeviceError, "noise is on meta"),
+    (dict(mel=MEL, noise=torch.zeros(2, 24, 3) + 1j), DTypeError, "noise is torch.complex64"),
+    (dict(mel=MEL, noise="white"), DTypeError, "noise is a str"),
+    (dict(mel=MEL, forced=torch.zeros(2, 24) / 0), FeatureError, "forced holds nan"),
+    (dict(mel=MEL, forced=torch.zeros(2, 24, device="meta")), DeviceError, "forced is on meta"),
+    (dict(mel=MEL, temperature="hot"), ConfigError, "temperature must be a number, got 'hot'"),
+    (dict(mel=MEL, initial=float("nan")), ConfigError, "initial must be finite, got nan"),
+    (dict(mel=MEL, initial="first"), ConfigError, "initial must be a number, got 'first'"),
+    (dict(mel=MEL, lengths=[1.5, 2]), ConfigError, r"lengths must be whole numbers, got \[1.5, 2\]"),
+    (dict(mel=MEL, lengths=4), ConfigError, "lengths must be whole numbers, got 4"),
+    (dict(mel=MEL, streams=[0.5, 1]), ConfigError, "streams must be whole numbers"),
+    (dict(mel=MEL, streams=[0]), ConfigError, r"streams are \[0\], expected 2 numbers"),
+    (dict(mel=MEL, seed=1.5), ConfigError, "seed must be an integer in 0…2⁶⁴ - 1, got 1.5"),
+    (dict(mel=MEL.to_sparse()), DTypeError, r"mel is torch.sparse_coo.*to_dense"),
+    (dict(mel=MEL, threads=0), ConfigError, "whole number in 1…1024, got 0"),
+    (dict(mel=MEL, threads=1.5), ConfigError, "whole number in 1…1024, got 1.5"),
+    (dict(mel=MEL, threads=10**6), ConfigError, "whole number in 1…1024, got 1000000"),
+    (dict(layer_conditioning=torch.zeros(1, 2, 10, 0)), ShapeError, "layer_conditioning has 0 samples"),
+    (dict(layer_conditioning="x"), DTypeError, "layer_conditioning is a str"),
     (dict(mel=MEL, speaker=1), ConfigError, "trained without speakers"),
     (dict(layer_conditioning=torch.zeros(1, 2, 9, 4)), ShapeError, r"\(1, 2, 9, 4\), expected \(B, layers.*\(2, 10\)"),
     (dict(layer_conditioning=torch.zeros(2, 10, 4)), ShapeError, r"\(2, 10, 4\), expected \(B, layers"),
@@ -333,13 +353,17 @@ def test_infer_refuses(arguments, error, message):
         ("speakers", dict(mel=MEL, speaker=-1), ConfigError, "out of range"),
         ("speakers", dict(mel=MEL, speaker=[1, 2, 3]), ShapeError, "3 speakers for a batch of 2"),
         ("speakers", dict(mel=MEL, speaker=torch.zeros(2, 9)), ShapeError, r"\(2, 9\), expected \(2, 8\)"),
+        ("speakers", dict(mel=MEL, speaker="bob"), DTypeError, "speaker is a str"),
+        ("speakers", dict(mel=MEL, speaker=torch.full((2, 8), float("nan"))), FeatureError, "speaker holds nan"),
         ("classes", dict(mel=MEL, initial=6), ConfigError, "class in 0…5, got 6"),
+        ("classes", dict(mel=MEL, initial=2.5), ConfigError, "class in 0…5, got 2.5"),
         ("classes", dict(mel=MEL, forced=torch.full((2, 24), 6)), IndexError, "classes 6…6, the model has 0…5"),
         ("classes", dict(mel=MEL, forced=torch.full((2, 24), -1)), IndexError, "-1"),
         ("classes", dict(mel=MEL, noise=torch.zeros(2, 24, 3)), ShapeError, r"\(2, 24, 1\)"),
         ("no mel", dict(mel=MEL), ConfigError, "trained without a mel.*n_samples"),
         ("no mel", dict(n_samples=0), FastvocError, "n_samples"),
         ("no mel", dict(n_samples=-3), FastvocError, "n_samples"),
+        ("no mel", dict(n_samples=2.5), ConfigError, "n_samples must be whole numbers"),
     ],
 )
 def test_infer_refuses_for_other_models(model, arguments, error, message):
@@ -370,6 +394,20 @@ def test_stream_errors():
 
 
 # ---- infer: what it gives --------------------------------------------------------------------------------------------
+
+
+def test_one_frame_is_a_mel():
+    assert small().infer(MEL[:, :, :1], seed=0).shape == (2, 6)
+
+
+def test_numpys_and_torchs_numbers_are_numbers():
+    model, lengths = small(gin_channels=8, n_speakers=7, use_speaker_embedding=True), torch.tensor([2, 4])
+    want = model.infer(MEL, [1, 2], seed=3, lengths=[2, 4], temperature=0.5)
+    got = model.infer(MEL, np.array([1, 2]), seed=np.int64(3), lengths=lengths, temperature=torch.tensor(0.5))
+    assert torch.equal(got, want)
+    stream = model.stream(speaker=model.embed_speakers.weight[1], seed=3, temperature=0.5)
+    stream.push(MEL[0, :, :2], last=True)
+    assert torch.equal(generate([stream])[0][0], want[0, :12])
 
 
 def test_infer_of_nothing():

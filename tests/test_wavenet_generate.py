@@ -28,6 +28,7 @@ from fastvoc.ops import philox
 from fastvoc.ops.upsample import StreamingUpsampler, upsample_reference
 from fastvoc.ops.wavenet_generate import CpuPlan, ReferencePlan, WaveNetWeights
 from tests.devices import FMA_ISAS, ISAS, PAIR_ISAS, running_on
+from tests.test_ops import run_python
 
 EPS = torch.finfo(torch.float32).eps
 HEADS = {"softmax": 30, "mol": 30, "gaussian": 2, "mog": 6}
@@ -467,6 +468,22 @@ def test_saved_to_a_file_and_resumed(tmp_path):
         model.stream(precision="bf16").load_state_dict(first.state_dict())
 
 
+def test_a_plan_is_given_what_it_will_read():
+    weights = weights_of()
+    plan = CpuPlan(weights)
+    cond, noise, forced = job_of(weights, 2, 10)
+    short = lambda x: [x[0], x[1][:9]]
+    for changed, words in (
+        (dict(cond=short(cond)), r"cond\[1\] is \(9, 5\), expected \(10, 5\)"),
+        (dict(cond=[c[:, 1:] for c in cond]), r"cond\[0\] is \(10, 4\)"),
+        (dict(noise=short(noise)), r"noise\[1\] is \(9, 11\)"),
+        (dict(forced=short(forced)), r"forced\[1\] is \(9,\)"),
+        (dict(cond=cond, layer_cond=True), r"cond\[0\] is \(10, 5\), expected \(10, 3, 40\)"),
+    ):
+        with pytest.raises(ShapeError, match=words):
+            plan.run(start(plan, 2), [10, 10], **changed)
+
+
 def test_plans_run_concurrently():
     weights = weights_of()
     plan, n = CpuPlan(weights), 60
@@ -616,3 +633,97 @@ def test_incremental_is_parallel(head, upsampler):
     assert step_by_step.shape == parallel.shape == (B, HEADS[head], n) and parallel.std() > 0.1
     exact = model.double()(x if head == "softmax" else x.double(), mel.double(), speaker)
     assert within(step_by_step, parallel, exact, k=4)
+
+
+# ---- the edges of memory ---------------------------------------------------------------------------------------------
+
+
+def test_reads_and_writes_nothing_outside():
+    """Forbidden pages around everything that the engine is given, with every width from 1 to two vectors and one."""
+    run_python("""
+        import itertools, os
+        import torch
+        import fastvoc
+        from fastvoc.ops.wavenet_generate import CpuPlan
+        from tests.devices import ISAS
+        from tests.guards import Guards
+        from tests.test_wavenet_generate import HEADS, job_of, start, weights_of
+
+        torch.set_num_threads(1)
+        guards = Guards()
+        address = lambda arrays: [a.ctypes.data for a in arrays]
+        ways = itertools.cycle(itertools.product([(1, 1), (3, 1), (5, 2), (1, 2)], [True, False]))  # streams, threads; at_end
+        for size in range(1, 34):
+            other = lambda k: size * k % 33 + 1
+            head = list(HEADS)[size % 4]
+            out = size if head == "softmax" else HEADS[head]
+            weights = weights_of(
+                residual=size, gate=2 * other(7), skip=other(5), hidden=other(11), out=out, mels=other(13) - 1,
+                kernel=2 + size % 2, dilations=(1, 2 + size % 3), head=head, front_kernel=1 + size % 3,
+            )
+            for precision in ("fp32", "bf16", "int8"):
+                plan = CpuPlan(weights, precision, threads=2)
+                for isa in ISAS:
+                    fastvoc.set_cpu_isa(isa)
+                    (B, threads), at_end = next(ways)
+                    n = 1 + size % 7
+                    counts = sorted((n + b % 2 for b in range(B)), reverse=True)
+                    cond, noise, forced = job_of(weights, B, n + 1)
+                    plan.threads = threads
+                    cut = lambda x: [t[:c] for t, c in zip(x, counts)]
+                    want, given = plan.run(
+                        start(plan, B), counts, cut(cond), noise=cut(noise), forced=cut(forced), parameters=True)
+                    floats = lambda x: [guards.floats(t, at_end) for t in x]
+                    states = [guards.bytes(plan.state_bytes, at_end) for _ in range(B)]
+                    for state, begun in zip(states, start(plan, B)):
+                        state[:] = begun.numpy()
+                    c, u, f = floats(cut(cond)), floats(cut(noise)), floats(cut(forced))
+                    y, p = floats(w * 0 for w in want), floats(g * 0 for g in given)
+                    work = guards.bytes(plan._plan.workspace_bytes(B, threads) // 64 * 64, at_end)
+                    plan._plan.run(
+                        address(states), counts, address(c) if plan.n_mels else [], False, plan.n_mels, plan.half_gate,
+                        address(u), address(f), address(y), address(p), work.ctypes.data, threads)
+                    for a, b in zip([*y, *p], [*want, *given]):
+                        assert torch.equal(torch.from_numpy(a.copy()), b), (isa, precision, size)
+                    guards.clear()
+        os._exit(0)
+    """)
+
+
+def test_the_upsampler_reads_and_writes_nothing_outside():
+    run_python("""
+        import itertools, os
+        import torch
+        import fastvoc
+        from fastvoc import _C
+        from fastvoc.ops.upsample import EDGES, Fir, Mix
+        from tests.devices import ISAS
+        from tests.guards import Guards
+
+        torch.set_num_threads(1)
+        guards, frames = Guards(), 4
+        for C, isa, at_end in itertools.product(range(1, 34), ISAS, (False, True)):
+            fastvoc.set_cpu_isa(isa)
+            edge = list(EDGES)[C % 3]
+            scale, n_taps, freq = 1 + C % 4, 1 + C % 3, 1 + 2 * (C % 2)
+            first = 0 if edge == "valid" else -(C % 2)
+            mel = torch.randn(frames, C)
+            x = guards.floats(mel, at_end)
+            fir = Fir(torch.randn(scale, n_taps, freq), first, bias=0.5, slope=0.3, edge=edge)
+            mix = Mix(torch.randn(scale, n_taps, C, 34 - C), first, torch.randn(34 - C), edge=edge)
+            for stage in (fir, mix):
+                want = stage.run(mel.t()[None])[0].t()
+                n = len(want)
+                out, w = guards.floats(torch.zeros(want.shape), at_end), guards.floats(stage.weight, at_end)
+                at = x.ctypes.data, w.ctypes.data
+                if stage is fir:
+                    _C.upsample_fir_cpu(
+                        *at, out.ctypes.data, frames, 0, 0, n, C, scale, n_taps, freq, first, 0.5, 0.3, EDGES.index(edge))
+                else:
+                    b = guards.floats(stage.bias, at_end)
+                    _C.upsample_mix_cpu(
+                        *at, b.ctypes.data, out.ctypes.data, frames, 0, 0, n, C, 34 - C, scale, n_taps, first, EDGES.index(edge))
+                assert torch.allclose(torch.from_numpy(out.copy()), want, atol=1e-5), (C, isa, edge)
+            guards.clear()
+        os._exit(0)
+    """)

@@ -1,6 +1,7 @@
 """What the five vocoders have in common: what they say about themselves, and what they ask of a mel."""
 
 import math
+import operator
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -72,6 +73,8 @@ class Vocoder(nn.Module):
             raise DTypeError(
                 f"mel is a {type(mel).__name__}, expected a torch.Tensor {shape}.", hint="Use torch.from_numpy(mel)."
             )
+        if mel.layout != torch.strided:
+            raise DTypeError(f"mel is {mel.layout}, expected a dense tensor.", hint="Convert it with .to_dense().")
         parameter = next(self.parameters())
         if mel.dtype != parameter.dtype:
             raise DTypeError(f"mel is {mel.dtype}, expected {parameter.dtype}.", hint=f"Convert it with .to({parameter.dtype}).")
@@ -97,7 +100,7 @@ class Vocoder(nn.Module):
         """Frames of each item of mel (B, n_mels, n_frames), if lengths are B of 1…n_frames; None where all are whole."""
         if lengths is None:
             return None
-        frames = [int(n) for n in lengths]
+        frames = whole_numbers("lengths", lengths)
         if len(frames) != mel.shape[0] or not all(1 <= n <= mel.shape[2] for n in frames):
             raise ShapeError(f"lengths are {frames}, expected {mel.shape[0]} numbers in 1…{mel.shape[2]}")
         return None if frames == [mel.shape[2]] * mel.shape[0] else frames
@@ -116,10 +119,11 @@ class Vocoder(nn.Module):
         return transform(1e-5 + u * (1 - 2e-5)).reshape(shape).to(parameter)
 
     def given_noise(self, name: str, noise: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """The caller's noise, if it has the shape; in the model's dtype and on its device."""
-        noise = torch.as_tensor(noise)
+        """The caller's noise, if it has the shape and is finite; in the model's dtype and on its device."""
+        noise = given_numbers(name, noise)
         if tuple(noise.shape) != tuple(shape):
             raise ShapeError(f"{name} is {tuple(noise.shape)}, expected {tuple(shape)}")
+        check_finite(noise, name)
         return noise.to(next(self.parameters()))
 
     def vocode(self, mel: Tensor, **options: Any) -> list[np.ndarray]:
@@ -133,10 +137,42 @@ class Vocoder(nn.Module):
     from_pretrained = classmethod(pretrained.from_pretrained)
 
 
+def given_numbers(name: str, values) -> Tensor:
+    """What the caller gave, as a dense tensor of real numbers. Raises DTypeError, DeviceError."""
+    try:
+        values = torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError):
+        raise DTypeError(f"{name} is a {type(values).__name__}, expected a torch.Tensor") from None
+    if values.is_complex() or values.dtype == torch.bool or values.layout != torch.strided:
+        raise DTypeError(f"{name} is {values.dtype} ({values.layout}), expected a dense tensor of real numbers")
+    if values.is_meta:
+        raise DeviceError(f"{name} is on meta, where tensors have no values.")
+    return values
+
+
+def real_number(name: str, value) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError):
+        raise ConfigError(f"{name} must be a number, got {value!r}") from None
+
+
+def whole_numbers(name: str, values) -> list[int]:
+    """Of ints, numpy's or torch's integers; nothing is rounded."""
+    try:
+        return [operator.index(n) for n in values]
+    except TypeError:
+        raise ConfigError(f"{name} must be whole numbers, got {values!r}") from None
+
+
 def check_seed(seed: int) -> int:
-    if not isinstance(seed, int) or not 0 <= seed < 2**64:
+    try:
+        number = operator.index(seed)
+    except TypeError:
+        number = -1
+    if not 0 <= number < 2**64:
         raise ConfigError(f"seed must be an integer in 0…2⁶⁴ - 1, got {seed!r}")
-    return seed
+    return number
 
 
 def fresh_seed() -> int:

@@ -13,7 +13,16 @@ import fastvoc
 from fastvoc._op import forced_backend
 from fastvoc.audio.mulaw import mulaw_encode
 from fastvoc.errors import ConfigError, DeviceError, DTypeError, ShapeError
-from fastvoc.models.vocoder import Lengths, Progress, Vocoder, check_seed, fresh_seed
+from fastvoc.models.vocoder import (
+    Lengths,
+    Progress,
+    Vocoder,
+    check_seed,
+    fresh_seed,
+    given_numbers,
+    real_number,
+    whole_numbers,
+)
 from fastvoc.models.wavenet_streams import WaveNetStream, as_wave, check_finite, generate, samples_at_once
 from fastvoc.ops.philox import n_draws
 from fastvoc.ops.upsample import StreamingUpsampler, WholeUpsampler
@@ -84,7 +93,7 @@ class Generation(Vocoder):
         """A new stream: push mel into it and call `generate([stream, …])` (fastvoc.models.wavenet_streams)."""
         return self._streams(
             1,
-            None if speaker is None else [speaker],
+            None if speaker is None else given_numbers("speaker", speaker)[None],
             seed,
             [stream],
             temperature,
@@ -97,6 +106,7 @@ class Generation(Vocoder):
     def _streams(self, n, speaker, seed, numbers, temperature, precision, threads, initial, padded):
         if temperature is None:
             temperature = 1.0 if self.preprocessing is None else self.preprocessing.temperature
+        temperature = real_number("temperature", temperature)
         if not (math.isfinite(temperature) and temperature >= 0):
             raise ConfigError(f"temperature must be finite and at least 0, got {temperature}")
         if initial is None:
@@ -105,9 +115,12 @@ class Generation(Vocoder):
             initial = (
                 float(mulaw_encode(torch.zeros(1), self.config.mulaw_classes)) if not self.config.scalar_input else 0.0
             )
-        if not self.config.scalar_input and not 0 <= initial < self.config.out_channels:
-            raise ConfigError(f"initial must be a class in 0…{self.config.out_channels - 1}, got {initial}")
-        numbers = [int(i) for i in numbers]
+        initial = real_number("initial", initial)
+        if self.config.scalar_input and not math.isfinite(initial):
+            raise ConfigError(f"initial must be finite, got {initial}")
+        if not self.config.scalar_input and not (0 <= initial < self.config.out_channels and initial.is_integer()):
+            raise ConfigError(f"initial must be a class in 0…{self.config.out_channels - 1}, got {initial:g}")
+        numbers = whole_numbers("streams", numbers)
         if len(numbers) != n or not all(0 <= i < 2**32 for i in numbers):
             raise ConfigError(f"streams are {numbers}, expected {n} numbers in 0…{2**32 - 1}")
         plan = self.plan(precision, threads)
@@ -142,7 +155,8 @@ class Generation(Vocoder):
                     else None
                 ),
             )
-        g = torch.as_tensor(speaker, device=next(self.parameters()).device)
+        g = given_numbers("speaker", speaker).to(next(self.parameters()).device)
+        check_finite(g, "speaker")
         if self.embed_speakers is not None and not g.is_floating_point():
             g = g.reshape(-1).expand(n) if g.numel() == 1 else g.reshape(-1)
             if g.numel() != n:
@@ -219,6 +233,8 @@ class Generation(Vocoder):
             mel = self.check_mel(mel)
         elif n_samples is not None and self.config.cin_channels > 0:
             raise ConfigError(f"this WaveNet is conditioned on {self.config.cin_channels} mel bands: pass mel")
+        if layer_conditioning is not None:
+            layer_conditioning = self._checked_layers(layer_conditioning)
         given_input: Any = mel if mel is not None else layer_conditioning
         B = 1 if n_samples is not None else len(given_input)
         margin = 2 * self.context_frames if padded else 0
@@ -226,14 +242,14 @@ class Generation(Vocoder):
             frames = mel.shape[2] - margin
             if frames < 1:
                 raise ShapeError(f"mel has {mel.shape[2]} frames, expected at least {1 + margin}")
-            counts = [frames] * B if lengths is None else [int(n) for n in lengths]
+            counts = [frames] * B if lengths is None else whole_numbers("lengths", lengths)
             if len(counts) != B or not all(1 <= n <= frames for n in counts):
                 raise ShapeError(f"lengths are {counts}, expected {B} numbers in 1…{frames}")
             counts = [n * self.samples_per_frame for n in counts]
         else:
-            if n_samples is not None and n_samples < 1:
+            if n_samples is not None and whole_numbers("n_samples", [n_samples])[0] < 1:
                 raise ConfigError(f"n_samples must be at least 1, got {n_samples}")
-            counts = [n_samples or self._checked_layers(layer_conditioning).shape[3]] * B
+            counts = [n_samples or layer_conditioning.shape[3]] * B
         total = max(counts, default=frames * self.samples_per_frame if mel is not None else 0)
         if noise is not None:
             noise = self._checked_noise(noise, B, total)
@@ -294,23 +310,34 @@ class Generation(Vocoder):
 
     def _checked_noise(self, noise, B: int, n: int) -> Tensor:
         """(B, n, n_draws) from that or from named draws."""
+        last = {"softmax": "uniform", "mol": "logistic"}.get(self.config.head, "normal")
         if isinstance(noise, dict):
             picks = {"mixture": (B, n, self.n_draws - 1)} if self.n_draws > 1 else {}
-            last = {"softmax": "uniform", "mol": "logistic"}.get(self.config.head, "normal")
             shapes = {**picks, last: (B, n)}
             if set(noise) != set(shapes):
                 raise ConfigError(f"noise names {sorted(noise)}, this model ({self.config.head}) draws {sorted(shapes)}")
             parts = [self.given_noise(f"noise[{name!r}]", noise[name], shape) for name, shape in shapes.items()]
-            return torch.cat([part.reshape(B, n, -1) for part in parts], 2)
-        if tuple(noise.shape) != (B, n, self.n_draws):
-            raise ShapeError(
-                f"noise is {tuple(noise.shape)}, expected (B, n_samples, draws) = ({B}, {n}, {self.n_draws})"
+            noise = torch.cat([part.reshape(B, n, -1) for part in parts], 2)
+        else:
+            noise = given_numbers("noise", noise)
+            if tuple(noise.shape) != (B, n, self.n_draws):
+                raise ShapeError(
+                    f"noise is {tuple(noise.shape)}, expected (B, n_samples, draws) = ({B}, {n}, {self.n_draws})"
+                )
+            noise = self.given_noise("noise", noise, noise.shape)
+        uniform = noise[..., :-1] if last == "normal" else noise
+        if uniform.numel() and not (0 <= float(uniform.min()) and float(uniform.max()) <= 1):
+            raise ConfigError(
+                f"noise holds {float(uniform.min()):g}…{float(uniform.max()):g} where uniform numbers of 0…1 are drawn",
+                hint=f"infer's documentation says what {self.config.head} draws.",
             )
         return noise
 
     def _checked_forced(self, forced: Tensor, B: int, n: int) -> Tensor:
+        forced = given_numbers("forced", forced)
         if tuple(forced.shape) != (B, n):
             raise ShapeError(f"forced is {tuple(forced.shape)}, expected (B, n_samples) = ({B}, {n})")
+        check_finite(forced, "forced")
         if self.config.scalar_input:
             return forced.to(torch.promote_types(forced.dtype, torch.float32))
         classes = mulaw_encode(forced, self.config.mulaw_classes) if forced.is_floating_point() else forced
@@ -322,13 +349,16 @@ class Generation(Vocoder):
 
     def _checked_layers(self, cond: Any) -> Tensor:
         sizes = self.config.layers, self.config.gate_channels
+        cond = given_numbers("layer_conditioning", cond)
         if cond.dim() != 4 or tuple(cond.shape[1:3]) != sizes:
             raise ShapeError(
                 f"layer_conditioning is {tuple(cond.shape)}, expected (B, layers, gate_channels, n_samples) with {sizes}"
             )
+        if cond.shape[3] < 1:
+            raise ShapeError("layer_conditioning has 0 samples, expected at least 1")
         expected = torch.promote_types(self.first_conv.weight.dtype, torch.float32)
         if cond.dtype != expected:
             message = f"layer_conditioning is {cond.dtype}, expected {expected}."
             raise DTypeError(message, hint=f"Convert it with .to({expected}).")
-        check_finite(cond)
+        check_finite(cond, "layer_conditioning")
         return cond

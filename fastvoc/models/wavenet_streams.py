@@ -162,10 +162,9 @@ def as_wave(config, drawn: Tensor) -> Tensor:
     return mulaw_decode(drawn.long(), config.mulaw_classes) if config.head == "softmax" else drawn
 
 
-def check_finite(mel: Tensor) -> None:
-    finite = torch.isfinite(mel)
+def check_finite(values: Tensor, name: str = "the mel") -> None:
+    finite = torch.isfinite(values)
     if not finite.all():
         at = tuple(int(i) for i in (~finite).nonzero()[0])
-        raise FeatureError(
-            f"the mel holds {float(mel[at])} at index {at}", hint="Look for silence that met a logarithm of 0."
-        )
+        hint = "Look for silence that met a logarithm of 0." if name == "the mel" else None
+        raise FeatureError(f"{name} holds {float(values[at])} at index {at}", hint=hint)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fastvoc import _C
 from fastvoc._op import PlanOp, Unsupported
-from fastvoc.errors import ConfigError
+from fastvoc.errors import ConfigError, ShapeError
 from fastvoc.ops.philox import draws, n_draws
 from fastvoc.ops.wavenet_generate_cuda import CudaPlan
 
@@ -77,8 +77,8 @@ class CpuPlan:
         w = weights
         if precision not in PRECISIONS:
             raise ConfigError(f"precision: got {precision!r}, expected one of {list(PRECISIONS)}")
-        if threads < 1:
-            raise ConfigError(f"threads must be at least 1, got {threads}")
+        if not isinstance(threads, int) or not 1 <= threads <= 1024:
+            raise ConfigError(f"threads must be a whole number in 1…1024, got {threads!r}")
         if w.front.dtype != torch.float32:
             raise Unsupported(f"the weights are {w.front.dtype}, not float32")
         if precision == "int8" and w.w_in.shape[0] * w.w_in.shape[1] // 2 > 1 << 15:
@@ -87,7 +87,7 @@ class CpuPlan:
             raise Unsupported("more than 256 mixture components")
         self.weights, self.precision, self.threads = w, precision, threads
         L, G, R, k = w.w_in.shape
-        self.half_gate, self.n_mels, self.n_out = G // 2, w.w_cond.shape[2], w.w_logits.shape[0]
+        self.n_layers, self.half_gate, self.n_mels, self.n_out = L, G // 2, w.w_cond.shape[2], w.w_logits.shape[0]
         sizes = dict(
             kernel=k,
             residual=R,
@@ -170,10 +170,13 @@ class CpuPlan:
         given = [torch.empty(n, self.n_out) for n in n_samples] if parameters else None
         keep = []  # converted tensors must outlive the call
 
-        def addresses(tensors):
+        def addresses(name, tensors, *width):
             if tensors is None:
                 return []
-            kept = [tensors[i].detach().float().contiguous() for i in order]
+            kept = [tensors[i].detach().to("cpu", torch.float32).contiguous() for i in order]
+            for i, t in zip(order, kept):
+                if len(t) < n_samples[i] or tuple(t.shape[1:]) != width:
+                    raise ShapeError(f"{name}[{i}] is {tuple(t.shape)}, expected {(n_samples[i], *width)}")
             keep.append(kept)
             return [t.data_ptr() for t in kept]
 
@@ -181,12 +184,12 @@ class CpuPlan:
         self._plan.run(
             [states[i].data_ptr() for i in order],
             [n_samples[i] for i in order],
-            addresses(cond),
+            addresses("cond", cond, *((self.n_layers, 2 * self.half_gate) if layer_cond else (self.n_mels,))),
             layer_cond,
             self.n_mels,
             self.half_gate,
-            addresses(noise),
-            addresses(forced),
+            addresses("noise", noise, self.weights.n_draws),
+            addresses("forced", forced),
             [out[i].data_ptr() for i in order],
             [given[i].data_ptr() for i in order] if given else [],
             workspace.data_ptr(),
