@@ -8,17 +8,14 @@
 
 namespace fastvoc {
 
-namespace baseline { extern const CpuKernels kKernels; }
-#if defined(__x86_64__)
-namespace avx2 { extern const CpuKernels kKernels; }
-namespace avx512 { extern const CpuKernels kKernels; }
-namespace avx512bf16 { extern const CpuKernels kKernels; }
-namespace amx { extern const CpuKernels kKernels; }
-#endif
-#if defined(FASTVOC_EMULATED_ISAS)
-namespace avx512bf16_emulated { extern const CpuKernels kKernels; }
-namespace amx_emulated { extern const CpuKernels kKernels; }
-#endif
+// CMake's FASTVOC_ISAS says which are built; the address of any other is null.
+namespace baseline { [[gnu::weak]] extern const CpuKernels kKernels; }
+namespace avx2 { [[gnu::weak]] extern const CpuKernels kKernels; }
+namespace avx512 { [[gnu::weak]] extern const CpuKernels kKernels; }
+namespace avx512bf16 { [[gnu::weak]] extern const CpuKernels kKernels; }
+namespace amx { [[gnu::weak]] extern const CpuKernels kKernels; }
+namespace avx512bf16_emulated { [[gnu::weak]] extern const CpuKernels kKernels; }
+namespace amx_emulated { [[gnu::weak]] extern const CpuKernels kKernels; }
 
 namespace {
 
@@ -70,21 +67,19 @@ const char* missing_amx() {
 struct Table {
   Isa entries[8];
   int count = 0;
-  void add(const CpuKernels& kernels, const char* reason, bool emulated = false) {
-    entries[count++] = {&kernels, reason == nullptr, emulated, reason};
+  void add(const CpuKernels* kernels, const char* reason, bool emulated = false) {
+    if (kernels) entries[count++] = {kernels, reason == nullptr, emulated, reason};
   }
   Table() {
-    add(baseline::kKernels, nullptr);
+    add(&baseline::kKernels, nullptr);
 #if defined(__x86_64__)
-    add(avx2::kKernels, missing_avx2());
-    add(avx512::kKernels, missing_avx512());
-    add(avx512bf16::kKernels, missing_avx512bf16());
-    add(amx::kKernels, missing_amx());
+    add(&avx2::kKernels, missing_avx2());
+    add(&avx512::kKernels, missing_avx512());
+    add(&avx512bf16::kKernels, missing_avx512bf16());
+    add(&amx::kKernels, missing_amx());
 #endif
-#if defined(FASTVOC_EMULATED_ISAS)
-    add(avx512bf16_emulated::kKernels, nullptr, true);
-    add(amx_emulated::kKernels, nullptr, true);
-#endif
+    add(&avx512bf16_emulated::kKernels, nullptr, true);
+    add(&amx_emulated::kKernels, nullptr, true);
   }
 };
 
