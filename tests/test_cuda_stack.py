@@ -8,7 +8,8 @@ import torch
 from fastvoc.ops.gated_residual_stack import ReferencePlan, StackWeights
 from fastvoc.ops.gated_residual_stack_cuda import CudaPlan
 from tests.emulator import emulated
-from tests.test_cuda_emulated import one_torch_thread  # noqa: F401
+
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 GRID = {
     "parallel wavegan": dict(R=64, H=64, S=64, C=80, k=3, dilations=(1, 2), T=70),

@@ -10,8 +10,9 @@ from fastvoc.ops import philox
 from fastvoc.ops.wavenet_generate import CpuPlan, ReferencePlan
 from fastvoc.ops.wavenet_generate_cuda import CudaPlan
 from tests.emulator import emulated
-from tests.test_cuda_emulated import one_torch_thread  # noqa: F401
 from tests.test_wavenet_generate import GRID, HEADS, job_of, mel_of, model_of, outputs_of, start, weights_of, within
+
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 N = 9  # samples: more than the largest dilation of most networks here
 TEAMS = {"cluster": dict(capability=(9, 0)), "block": dict(capability=(8, 6))}

@@ -18,14 +18,9 @@ from tests.devices import ISAS, running_on
 from tests.test_gated_residual_stack import CASES, inputs_of
 from tests.test_gated_residual_stack import weights_of as stack_weights_of
 from tests.test_ops import run_python
-from tests.test_wavenet_generate import (
-    job_of,
-    mel_of,
-    model_of,
-    one_torch_thread,  # noqa: F401  (a fixture for every test here)
-    start,
-    weights_of,
-)
+from tests.test_wavenet_generate import job_of, mel_of, model_of, start, weights_of
+
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
 def engine(threads, n=60, n_streams=1):

@@ -12,8 +12,9 @@ import torch
 from fastvoc.errors import ConfigError, FeatureError, ResourceLimitError, ShapeError
 from fastvoc.models.wavenet_batcher import Batcher
 from tests.test_ops import run_python
-from tests.test_wavenet_generate import mel_of, model_of, one_torch_thread  # noqa: F401  (a fixture for every test here)
+from tests.test_wavenet_generate import mel_of, model_of
 
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 WAIT = 30  # seconds: what takes longer hangs
 
 
