@@ -49,9 +49,10 @@ cuda-library: dev
 	$(WITH_TOOLS) cmake -S csrc/cuda -B build/cuda -G Ninja -DCMAKE_BUILD_TYPE=Release
 	$(WITH_TOOLS) cmake --build build/cuda
 
-# The CUDA kernels in the emulator, under ThreadSanitizer and then AddressSanitizer with UndefinedBehaviorSanitizer
+# The CPU extension, and the CUDA kernels in the emulator, under ThreadSanitizer and then AddressSanitizer with
+# UndefinedBehaviorSanitizer
 sanitize: dev
-	$(BIN)/python -m tests.sanitize
+	$(WITH_TOOLS) $(BIN)/python -m tests.sanitize
 
 # On a machine with an NVIDIA GPU: builds for its card, tests, sanitizers, benchmarks; within ten minutes, no network.
 # Uses $(PYTHON) as it is: it has torch, pybind11, cmake, ninja and pytest
