@@ -275,7 +275,7 @@ def sweep_ops(most: int, quick: bool) -> Iterator[dict]:
     length = 1000 if quick else 20_000
     for C in pick([c for c in range(1, 33)], quick, 9):
         found, check = op_contenders("invertible_conv1x1", (1, C, length), [1])
-        sweep.measure(C, found, C * length, None, check)
+        sweep.measure(C, found, C * C * length, float(C * C * length), check)
     yield sweep.part()
 
 
