@@ -340,6 +340,28 @@ def test_wrapped_half_precision_and_new_weight_norm():
     assert rounded.dtype == torch.float32 and 0 < (rounded - want).abs().max() < 0.05
 
 
+def test_halves_come_in_where_the_original_was_half():
+    """The model keeps its weights in float32, rounded as they were."""
+    torch.manual_seed(0)
+    glow, lmnt = waveglow(), randomised(lookalikes.LmntDiffWave(lookalikes.Params(LMNT_PARAMS)))
+    mel, audio, halves = torch.randn(1, 4, 12), torch.randn(1, 512), lambda *x: [v.half() for v in x]
+    model = fastvoc.accelerate(glow.half())
+    draws = [torch.randn(shape) for shape in model.noise_shapes(1, 12 * glow.upsample.stride[0] // 8)]
+    assert torch.equal(model.infer(mel.half(), noise=draws), model.infer(mel.half().float(), noise=draws))
+    wave = torch.rand(1, 48)
+    assert torch.equal(model(halves(mel, wave))[0], model([x.float() for x in halves(mel, wave)])[0])
+    model, bands, step = fastvoc.accelerate(lmnt.half()), torch.rand(1, 5, 2), torch.tensor([3])
+    with torch.no_grad():
+        want = model(audio.half().float(), step, bands.half().float())
+        assert torch.equal(model(audio.half(), step, bands.half()), want)
+    net = fastvoc.accelerate(randomised(lookalikes.R9y9WaveNet(net=ConvIn(4, 1, [2, 3]))).half())
+    c, waves = torch.randn(1, 4, 6), []
+    for given in (c.half(), c.half().float()):
+        torch.manual_seed(0)
+        waves.append(net.incremental_forward(c=given, T=24))
+    assert torch.equal(*waves)
+
+
 def test_the_copy_is_independent_and_can_be_saved(tmp_path):
     original = randomised(lookalikes.PwgGenerator())
     model, c, x = fastvoc.accelerate(original), torch.randn(5, 4), torch.randn(30, 1)

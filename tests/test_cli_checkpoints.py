@@ -157,7 +157,8 @@ def test_inspect_shortens_a_noise_schedule(call):
 def test_inspect_says_what_is_wrong(tmp_path, call):
     (tmp_path / "x.pt").write_bytes(b"<html>")
     assert "looks like an HTML page" in call("inspect", tmp_path / "x.pt")[2]
-    assert "there is nothing to inspect" in call("inspect")[2]
+    code, _, said = call("inspect")
+    assert code == 2 and "there is nothing to inspect" in said
     assert "no such file" in call("inspect", tmp_path / "no")[2]
     np.save(tmp_path / "x.npy", np.full((3, 4), np.nan, np.float32))
     assert "NaN" in call("inspect", "--mel", tmp_path / "x.npy")[2]

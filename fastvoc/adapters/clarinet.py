@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from fastvoc.adapters.becoming import become
+from fastvoc.adapters.becoming import become, in_dtype_of
 from fastvoc.checkpoints import clarinet
 from fastvoc.errors import ConfigError, IncompatibleCheckpointError, ShapeError
 from fastvoc.models.parallel_wavenet import ParallelWaveNet
@@ -26,6 +26,7 @@ class Teacher(WaveNet):
 
     def generate(self, num_samples: int, c: Tensor) -> Tensor:
         """c (B, n_mels, n_frames) -> (B, 1, num_samples), on the CPU as upstream's."""
+        c = in_dtype_of(self, c)
         covered = c.shape[-1] * self.samples_per_frame
         if num_samples > covered:
             raise ShapeError(f"c covers {covered} samples, num_samples is {num_samples}")
@@ -33,7 +34,7 @@ class Teacher(WaveNet):
 
     def upsample(self, c: Tensor) -> Tensor:
         """(B, n_mels, n_frames) -> (B, n_mels, n_samples), what a student is conditioned on."""
-        return self.upsample_net(c)
+        return self.upsample_net(in_dtype_of(self, c))
 
 
 class Student(ParallelWaveNet):
@@ -44,6 +45,7 @@ class Student(ParallelWaveNet):
     @torch.no_grad()
     def generate(self, z: Tensor, c_up: Tensor) -> Tensor:
         """Noise z (B, 1, T), the mel at sample rate c_up (B, n_mels, T) -> (B, 1, T)"""
+        z, c_up = in_dtype_of(self, z), in_dtype_of(self, c_up)
         if z.dim() != 3 or z.shape[1] != 1:
             raise ShapeError(f"z is {tuple(z.shape)}, expected (B, 1, T)")
         return self._flow(z[:, 0], c_up.transpose(1, 2).contiguous(), precision=self.precision)[0][:, None]

@@ -12,7 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from fastvoc.adapters.becoming import become
+from fastvoc.adapters.becoming import become, in_dtype_of
 from fastvoc.checkpoints import diffwave_lmnt
 from fastvoc.checkpoints.weight_norm import fold_weight_norm
 from fastvoc.errors import ConfigError
@@ -28,6 +28,7 @@ class LmntDiffWave(DiffWave):
 
     def forward(self, audio: Tensor, *args, **named) -> Tensor:
         named |= zip(self.order, args)
+        audio, named = in_dtype_of(self, audio), {name: in_dtype_of(self, x) for name, x in named.items()}
         stack = self.stack if torch.is_grad_enabled() else partial(self.stack.infer, precision=self.precision)
         return self._predicted(audio, named["diffusion_step"], named.get("spectrogram"), None, stack)
 

@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from fastvoc.adapters.becoming import become
+from fastvoc.adapters.becoming import become, in_dtype_of
 from fastvoc.adapters.structure import dilation_cycle
 from fastvoc.checkpoints import diffwave_philsyn
 from fastvoc.checkpoints.weight_norm import fold_weight_norm
@@ -21,7 +21,7 @@ class PhilsynDiffWave(DiffWave):
     """model((audio, mel_spectrogram, diffusion_steps)) -> (B, 1, T)"""
 
     def forward(self, input_data) -> Tensor:
-        audio, *mel, step = input_data
+        audio, *mel, step = (in_dtype_of(self, x) for x in input_data)
         stack = self.stack if torch.is_grad_enabled() else partial(self.stack.infer, precision=self.precision)
         return self._predicted(audio, step, mel[0] if mel else None, None, stack)
 

@@ -7,7 +7,7 @@ it has another name, coupling="alternating" does.
 
 from torch import Tensor, nn
 
-from fastvoc.adapters.becoming import become
+from fastvoc.adapters.becoming import become, in_dtype_of
 from fastvoc.checkpoints import waveglow
 from fastvoc.checkpoints.rewriting import rewritten
 from fastvoc.checkpoints.weight_norm import fold_weight_norm
@@ -22,11 +22,11 @@ class NvidiaWaveGlow(WaveGlow):
     """WaveGlow that is called as the upstream's: one pair of arguments, and sigma 1 where none is given."""
 
     def forward(self, forward_input) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        spect, audio = forward_input
+        spect, audio = (in_dtype_of(self, x) for x in forward_input)
         return super().forward(audio, spect)
 
     def infer(self, spect: Tensor, sigma: float = 1.0, **options) -> Tensor:
-        return super().infer(spect, sigma=sigma, **options)
+        return super().infer(in_dtype_of(self, spect), sigma=sigma, **options)
 
     def infer_onnx(self, spect: Tensor, z: Tensor, sigma: float = 0.9) -> Tensor:
         """DeepLearningExamples' export: z (B, n_group, n_groups) normal numbers, the last flows' first; sigma scales these

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastvoc.adapters.becoming import become
+from fastvoc.adapters.becoming import become, in_dtype_of
 from fastvoc.adapters.structure import dilation_cycle, upsampler
 from fastvoc.audio.mulaw import mulaw_encode
 from fastvoc.checkpoints import r9y9
@@ -36,6 +36,7 @@ class R9y9WaveNet(WaveNet):
             raise ConfigError("incremental_forward feeds back samples: softmax and quantize must be True.",
                               hint="forward gives the distribution of given samples.")  # fmt: skip
         size = {"n_samples": int(T)} if c is None else {"padded": True}
+        c, g = in_dtype_of(self, c), in_dtype_of(self, g)
         if c is not None:
             covered = (c.shape[-1] - 2 * self.context_frames) * self.samples_per_frame
             if covered != T:

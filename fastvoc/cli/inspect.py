@@ -13,7 +13,7 @@ from fastvoc.checkpoints import dropped, n_parameters, read_recognised, recognis
 from fastvoc.cli.features import read_declared, read_npy
 from fastvoc.cli.options import add_command, add_reader_options, reader_options
 from fastvoc.cli.terminal import print_table
-from fastvoc.errors import ConfigError, FeatureError
+from fastvoc.errors import FeatureError
 from fastvoc.models.pretrained import is_model_folder
 
 FOLDER = "fastvoc's model folder (config.json, model.safetensors)"
@@ -27,11 +27,12 @@ def add(commands) -> None:
     parser.add_argument("--mel", type=Path, metavar="X.npy", help="a mel; beside PATH, compared to what that model takes")
     parser.add_argument("--json", action="store_true", help="the same for programs")
     add_reader_options(parser)
+    parser.set_defaults(wrong_call=parser.error)
 
 
 def run(options) -> None:
     if options.path is None and options.mel is None:
-        raise ConfigError("there is nothing to inspect", hint="Name a model folder or checkpoint file, or a mel with --mel.")
+        options.wrong_call("there is nothing to inspect: name a model folder or checkpoint file, or a mel with --mel")
     model, facts = None, {}
     if options.path is not None:
         model, facts = _of_checkpoint(options.path, reader_options(options))
