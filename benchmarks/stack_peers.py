@@ -7,6 +7,7 @@ public implementations are, with one conv1d where those have two side by side: a
 import importlib.util
 import io
 from contextlib import contextmanager
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -194,11 +195,13 @@ def running(stacks: list[GatedResidualStack], plans: list):
     """The model's stacks run by these plans instead of ours, for a block; the rest of the model is as it is."""
     for stack, plan in zip(stacks, plans, strict=True):
         stack.infer = lambda x, cond=None, step=None, plan=plan, head=None, **_: _behind(plan.run(x, cond, step), head)
+        stack.project = lambda cond, *_, **__: cond
     try:
-        yield
+        with patch("fastvoc.models.parallel_wavegan.at_frame_rate", lambda *_: None):  # they take it at the sample rate
+            yield
     finally:
         for stack in stacks:
-            del stack.infer
+            del stack.infer, stack.project
 
 
 def _behind(y: Tensor, head: nn.Conv1d | None) -> Tensor:

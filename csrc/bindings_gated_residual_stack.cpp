@@ -77,20 +77,31 @@ void run_job(const fv::GatedResidualStackPlan& plan, const fv::GatedResidualJob&
 }
 
 void run(const fv::GatedResidualStackPlan& plan, int first_layer, int last_layer, std::int64_t B, std::int64_t T, Address x,
-         Address cond, Address step, Address out, Address workspace, int n_threads) {
+         Address cond, Address step, Address out, Address workspace, int n_threads, int n_projected, std::int64_t n_frames,
+         Address projection, Address first, Address taps, int n_taps, bool cond_apart) {
   fv::GatedResidualJob job = job_of(B, T);
+  job.n_projected = n_projected, job.n_frames = n_frames, job.projection = (float*)projection;
+  job.first = (const std::int32_t*)first, job.taps = (const float*)taps, job.n_taps = n_taps, job.cond_apart = cond_apart;
   job.first_layer = first_layer, job.last_layer = last_layer;
   job.x = (const float*)x, job.cond = (const float*)cond, job.step = (const float*)step;
   job.out = (float*)out, job.workspace = (char*)workspace;
   run_job(plan, job, n_threads);
 }
 
+void project(const fv::GatedResidualStackPlan& plan, int first_layer, int last_layer, std::int64_t B, std::int64_t n_frames,
+             Address cond, Address projection, Address workspace, int n_threads) {
+  fv::GatedResidualJob job = job_of(B, n_frames);
+  job.first_layer = first_layer, job.last_layer = last_layer, job.project = true;
+  job.cond = (const float*)cond, job.projection = (float*)projection, job.workspace = (char*)workspace;
+  run_job(plan, job, n_threads);
+}
+
 // A stack of one layer without conditioning of its own, with what the gradient needs.
-void run_layer(const fv::GatedResidualStackPlan& plan, std::int64_t B, std::int64_t T, Address x, Address projected,
+void run_layer(const fv::GatedResidualStackPlan& plan, std::int64_t B, std::int64_t T, Address x, Address added,
                Address step, Address x_next, Address skip, Address a, Address workspace, int n_threads) {
   fv::GatedResidualJob job = job_of(B, T);
   job.last_layer = 1;
-  job.x = (const float*)x, job.projected = (const float*)projected, job.step = (const float*)step;
+  job.x = (const float*)x, job.added = (const float*)added, job.step = (const float*)step;
   job.a = (float*)a, job.workspace = (char*)workspace;
   if (plan.stack().S) job.out = (float*)skip, job.x_next = (float*)x_next;
   else job.out = (float*)x_next;
@@ -108,6 +119,8 @@ void bind_gated_residual_stack(py::module_& m) {
         const fv::GatedResidualJob job = job_of(B, T);
         return p.kernels().gated_residual_stack_workspace(p.stack(), job, team_of(job, n_threads));
       })
+      .def_property_readonly("gate_width", [](const fv::GatedResidualStackPlan& p) { return 2 * p.stack().z_width; })
+      .def("project", project, py::call_guard<py::gil_scoped_release>())
       .def("run", run, py::call_guard<py::gil_scoped_release>())
       .def("run_layer", run_layer, py::call_guard<py::gil_scoped_release>());
 }

@@ -300,6 +300,24 @@ def test_a_long_utterance_goes_in_stretches(changes, kept_bytes, monkeypatch):
     assert max(seen) <= 16 + 2 * model.stack.reach and len(seen) > 2 * 6
 
 
+@pytest.mark.parametrize("changes", [VARIANTS[n] for n in ("mel", "odd hop, mel per layer", "label", "mel and label")])
+def test_how_much_is_projected_changes_no_bit(changes, monkeypatch):
+    model = small(**changes)
+    _, _, mel, label = inputs(model)
+    waves, n_layers, run = [], [], model.stack.infer
+    monkeypatch.setattr(model.stack, "infer", lambda x, c, *a, **k: (n_layers.append(len(c.layers)), run(x, c, *a, **k))[1])
+    bytes_of_cond = 2 * 15 * 4 * model.config.cond_channels * max(len(model.upsample), 1)
+    bytes_of_layer = 2 * 15 * 4 * model.stack.plan()._packed_here().gate_width
+    for n_bytes in (0, bytes_of_cond + bytes_of_layer * 3 // 2, 1 << 30):
+        monkeypatch.setattr(diffwave_infer, "KEPT_BYTES", n_bytes)
+        waves.append(model.infer(mel, label=label, seed=3, n_samples=15))
+        assert torch.equal(waves[-1], waves[0])
+    assert set(n_layers) == {0, 1, model.config.layers}
+    monkeypatch.undo()
+    monkeypatch.setattr(diffwave_infer, "PROJECTED_FROM", 99)
+    assert torch.allclose(model.infer(mel, label=label, seed=3, n_samples=15), waves[0], atol=1e-5)
+
+
 def test_labels_make_a_difference_and_get_gradients():
     model = small(**VARIANTS["label"])
     audio, step, _, label = inputs(model)

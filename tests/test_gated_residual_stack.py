@@ -7,7 +7,14 @@ import torch
 
 import fastvoc
 from fastvoc.errors import ConfigError, DTypeError, ShapeError
-from fastvoc.ops.gated_residual_stack import PRECISIONS, CpuPlan, ReferencePlan, StackWeights, gated_residual_stack
+from fastvoc.ops.gated_residual_stack import (
+    PRECISIONS,
+    CpuPlan,
+    Interpolated,
+    ReferencePlan,
+    StackWeights,
+    gated_residual_stack,
+)
 from tests.devices import ISAS, running_on
 from tests.test_ops import run_python
 
@@ -173,6 +180,63 @@ def test_conditioning_of_each_layer_may_be_made_when_asked(precision):
         plan.run(x, cond[:, 1:], step)
 
 
+def interpolated(case, n_taps=3, seed=2) -> Interpolated:
+    C, B, T = case[4], *case[-2:]
+    rng = torch.Generator().manual_seed(seed)
+    n_frames = T // 7 + n_taps
+    first = torch.randint(0, n_frames - n_taps + 1, (T,), generator=rng, dtype=torch.int32)
+    return Interpolated(torch.randn(B, n_frames, C, generator=rng), first, torch.randn(T, n_taps, generator=rng) / n_taps**0.5)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("label", ["parallel wavegan", "student", "deep sums", "ragged", "no skips", "single sample"])
+def test_conditioning_at_a_lower_rate(label, precision):
+    case = CASES[label]
+    weights, (x, _, step), low = weights_of(case), inputs_of(case), interpolated(case)
+    doubled = Interpolated(low.frames.double(), low.first, low.taps.double())
+    cond = low.expanded()
+    t = case[-1] - 1
+    assert torch.equal(cond[0, t], sum(low.taps[t, j] * low.frames[0, low.first[t] + j] for j in range(3)))
+    exact = ReferencePlan(cast(weights, torch.float64)).run(x.double(), doubled, None if step is None else step.double())
+    bound = allowed(weights, (x, cond, step), exact, precision)
+    plans = [CpuPlan(weights, precision, threads=n) for n in (1, 3)]
+    for isa in ISAS:
+        with running_on(isa):
+            y = plans[0].run(x, low, step)
+            assert error(y, exact) <= bound, (isa, error(y, exact), bound)
+            assert torch.equal(plans[1].run(x, low, step), y)
+            last = Interpolated(low.frames[-1:], low.first, low.taps)
+            assert torch.equal(plans[1].run(x[-1:], last, None if step is None else step[-1:])[0], y[-1])
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("per_layer", [False, True])
+@pytest.mark.parametrize("label", ["diffwave", "ragged", "deep sums"])
+def test_conditioning_may_be_projected_once(label, per_layer, precision):
+    case = CASES[label]
+    L, C, B, T = case[0], case[4], *case[-2:]
+    weights, (x, cond, step) = replace(weights_of(case), cond_per_layer=per_layer), inputs_of(case)
+    if per_layer:
+        cond = torch.randn(L, B, T, C)
+    exact = reference(weights, (x, cond, step), torch.float64)
+    bound = allowed(weights, (x, cond, step), exact, precision)
+    plan = CpuPlan(weights, precision, threads=2)
+    for isa in ISAS:
+        with running_on(isa):
+            projected = plan.project(cond)
+            y = plan.run(x, projected, step)
+            assert len(projected.layers) == L and error(y, exact) <= bound, (isa, error(y, exact), bound)
+            some = plan.project(cond, max_bytes=projected.layers.nbytes // L)  # the other layers multiply: the same bits
+            none = plan.project(cond, max_bytes=0)
+            assert (len(some.layers), len(none.layers)) == (1, 0)
+            assert torch.equal(plan.run(x, some, step), y) and torch.equal(plan.run(x, none, step), y)
+    assert torch.equal(plan.run(x, projected, step), y)  # on the instruction set that it was made for
+    with pytest.raises(ConfigError, match="another plan"):
+        CpuPlan(weights, precision).run(x, projected, step)
+    with pytest.raises(ConfigError, match=r"not for \(B, T\)"):
+        plan.run(x[:, 1:], projected, step)
+
+
 def test_a_forced_backend_is_the_one_that_runs():
     weights = weights_of(CASES["ragged"])
     assert gated_residual_stack.plan(torch.device("cpu"), weights).backend == "cpu"
@@ -192,6 +256,15 @@ def test_errors():
         plan.run(x, cond, step[:, 1:])
     with pytest.raises(DTypeError, match="cond is torch.float64"):
         plan.run(x, cond.double(), step)
+    low = interpolated(case)
+    with pytest.raises(ShapeError, match=r"frames are \(3, 17, 3\), first \(101,\), taps \(101, 3\), expected \(3, F, 3\)"):
+        plan.run(x[:, 1:], low)
+    with pytest.raises(ShapeError, match="reach from frame 0 to 17, but there are 17"):
+        plan.run(x, replace(low, first=low.first.clamp(max=14) + (low.first == low.first.max())))
+    with pytest.raises(ShapeError, match="reach from frame -1"):
+        plan.run(x, replace(low, first=low.first - 1))
+    with pytest.raises(DTypeError, match="first is torch.int64"):
+        plan.run(x, replace(low, first=low.first.long()))
     with pytest.raises(ConfigError, match="precision"):
         CpuPlan(weights_of(case), "fp8")
     with pytest.raises(ConfigError, match="threads"):
@@ -242,10 +315,22 @@ def test_reads_and_writes_stay_inside():
                             work = guarded(packed.workspace_bytes(1, T, 1), at_end)  # a multiple of 64 bytes
                             work[:] = 255  # NaN: nothing may be read before it is written
                             at = [a.ctypes.data for a in (x, c, s, out, work)]
-                            packed.run(0, 2, 1, T, at[0], at[1], at[2], at[3], at[4], 1)
                             want = ReferencePlan(weights).run(*map(torch.tensor, (x, c, s))).numpy()
-                            assert np.abs(out - want).max() < (1e-5 if precision == "fp32" else 0.1), (isa, T, R)
-                            del x, c, s, out, work
+                            near = lambda: np.abs(out - want).max() < (1e-5 if precision == "fp32" else 0.1)
+                            packed.run(0, 2, 1, T, *at, 1, 0, 0, 0, 0, 0, 0, False)
+                            assert near(), (isa, T, R)
+                            # The conditioning once more, as one frame more than there are samples
+                            frames, taps, lines = array(1, T + 1, C), array(T, 2), array(2, 1, T + 1, packed.gate_width)
+                            first = guarded(4 * T, at_end).view(np.int32)
+                            frames[0, 1:], frames[0, 0], first[:], taps[:] = c[0], 7, np.arange(T), (0, 1)
+                            room = guarded(packed.workspace_bytes(1, T + 1, 1), at_end)
+                            room[:], out[:] = 255, 0
+                            packed.project(0, 2, 1, T + 1, frames.ctypes.data, lines.ctypes.data, room.ctypes.data, 1)
+                            at[1] = 0
+                            where = [a.ctypes.data for a in (lines, first, taps)]
+                            packed.run(0, 2, 1, T, *at, 1, 2, T + 1, *where, 2, False)
+                            assert near(), (isa, T, R)
+                            del x, c, s, out, work, frames, taps, lines, first, room
                             regions.clear()
         os._exit(0)
     """)

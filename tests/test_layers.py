@@ -16,7 +16,7 @@ from fastvoc.layers import (
     GatedActivation,
     UpsampleNetwork,
 )
-from fastvoc.layers.upsample import at_sample_rate
+from fastvoc.layers.upsample import at_frame_rate, at_sample_rate
 
 SHAPES = [(1, 1, 1, 1, 1), (3, 5, 2, 1, 1), (4, 6, 3, 4, 2), (6, 6, 5, 7, 6)]  # in, out, kernel, dilation, groups
 
@@ -172,6 +172,36 @@ def test_conv_input_errors():
     with pytest.raises(ShapeError, match="-1"):
         conv.begin(-1)
     assert conv(torch.zeros(1, 3, 7)).isfinite().all()
+
+
+@pytest.mark.parametrize("network", [
+    ConvInUpsampleNetwork([4, 4], cin_channels=3, cin_pad=2), UpsampleNetwork([2, 4, 2], cin_pad=1), UpsampleNetwork([16]),
+    UpsampleNetwork([4, 4], mode="bilinear"), UpsampleNetwork([4, 4], mode="bicubic", use_causal_conv=True),
+    ConvInUpsampleNetwork([5, 4], cin_channels=3, cin_pad=1, use_causal_conv=True), UpsampleNetwork([1, 17], mode="area"),
+])  # fmt: skip
+def test_samples_as_sums_of_few_frames(network):
+    torch.manual_seed(0)
+    for p in network.parameters():
+        torch.nn.init.normal_(p, 0, 0.5)
+    for n_frames in (1, 2, 7, 20, 33):
+        c = torch.randn(2, 3, n_frames + 2 * network.context)
+        for low, high in {(0, n_frames), (n_frames // 2, n_frames // 2 + 1), (n_frames // 3, n_frames)}:
+            with torch.inference_mode():
+                want = network(c)[:, :, low * network.scale : high * network.scale].transpose(1, 2)
+                low_rate = at_frame_rate(network, c, low, high)
+            assert low_rate.shape == want.shape and torch.allclose(low_rate.expanded(), want, atol=1e-5), (n_frames, low, high)
+            assert low_rate.taps.shape[1] <= min(12, n_frames + 2 * network.context) and low_rate.frames.shape[1] <= c.shape[2]
+
+
+def test_what_is_not_a_sum_of_few_frames():
+    c = torch.randn(1, 3, 9)
+    rough = UpsampleNetwork([4, 4], "LeakyReLU", {"negative_slope": 0.4})
+    with torch.inference_mode():
+        for network in (None, rough, UpsampleNetwork([4, 4], freq_axis_kernel_size=3), UpsampleNetwork([4]),
+                        ConvTranspose2dUpsampleNetwork([4, 4])):  # fmt: skip
+            assert at_frame_rate(network, c, 0, 9) is None
+        assert at_frame_rate(UpsampleNetwork([4, 4]), c, 0, 9) is not None
+    assert at_frame_rate(UpsampleNetwork([4, 4]), c, 0, 9) is None  # with a gradient
 
 
 @pytest.mark.parametrize("network", [

@@ -236,6 +236,23 @@ def test_pieces_are_the_whole(changes, monkeypatch):
     assert not torch.allclose(model.infer(mel, noise=noise), want, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("changes", [{}, {"use_causal_conv": True}, {"upsample_net": "UpsampleNetwork", "aux_context_window": 0}])
+@pytest.mark.parametrize("n_frames", [1, 40])
+def test_conditioning_at_frame_rate_is_the_same(changes, n_frames, monkeypatch):
+    model = small(**{"layers": 6, "upsample_params": {"upsample_scales": [4, 4]}, **changes}).eval()
+    mel, noise = mel_of(model, n_frames), torch.randn(2, n_frames * 16)
+    whole = model.infer(mel, noise=noise)
+    monkeypatch.setattr("fastvoc.models.parallel_wavegan.PIECE_SAMPLES", 100)
+    pieces = model.infer(mel, noise=noise, lengths=[n_frames, 1])
+    monkeypatch.setattr("fastvoc.models.parallel_wavegan.at_sample_rate", None)
+    assert torch.equal(model.infer(mel, noise=noise), model.infer(mel, noise=noise))  # it is not asked
+    monkeypatch.undo()
+    monkeypatch.setattr("fastvoc.models.parallel_wavegan.at_frame_rate", lambda *args: None)
+    want = model.infer(mel, noise=noise)
+    assert torch.allclose(whole, want, atol=1e-5) and torch.allclose(pieces[0], want[0], atol=1e-5) and want.std() > 0.01
+    assert torch.allclose(pieces[1, :16], model.infer(mel[1:, :, :1], noise=noise[1:, :16])[0], atol=1e-5)
+
+
 @pytest.mark.parametrize("causal", [False, True])
 def test_melgan_upsampler_against_plain_convolutions(causal):
     torch.manual_seed(0)

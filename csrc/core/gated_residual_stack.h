@@ -69,8 +69,19 @@ struct GatedResidualJob {
   const float* cond;  // (B, T, C), or null
   const float* step;  // (B, layers, R), or null
   float* out;         // (B, T, S), or the last x (B, T, R) where S = 0
+
+  // Conditioning that was projected beforehand, of the layers before n_projected; `cond` is that of the others:
+  // sample t has Σ_j taps[t][j]·projection[l][b][first[t] + j], or where first is null projection[l][b][t].
+  int n_projected, n_taps;
+  std::int64_t n_frames;
+  float* projection;          // (n_projected, B, n_frames, 2·z_width): W_cond·c in the gate's columns
+  const std::int32_t* first;  // (T)
+  const float* taps;          // (T, n_taps)
+  bool cond_apart;  // the products of `cond` are summed apart and then added, as those of a projection are: the same bits
+  bool project;  // only make the projection of first_layer … last_layer - 1, of `cond` with its T = n_frames
+
   // Of a stack of one layer, for its gradient; canonical, or null
-  const float* projected;  // (B, T, 2·H), added to a: conditioning of the caller's
+  const float* added;      // (B, T, 2·H), added to a: conditioning of the caller's
   float* a;                // (B, T, 2·H)
   float* x_next;           // (B, T, R)
   char* workspace;    // aligned to 64 bytes; the first job needs no clearing of it

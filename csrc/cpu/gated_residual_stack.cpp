@@ -83,6 +83,11 @@ struct Tile {
   std::int64_t times[kTile];  // of each
 };
 
+// Whether a layer multiplies its conditioning, in the taps' sums or apart.
+enum Conditioning { kNone,
+                    kMerged,
+                    kApart };
+
 template <class P, bool kMinimal>
 class Run {
   static constexpr bool kHalf = sizeof(P) == 2;
@@ -109,9 +114,9 @@ class Run {
     begin();
     for (int l = job_.first_layer; l < job_.last_layer; ++l) {
       barrier_.wait();
-      layer(l);
+      job_.project ? project(l) : layer(l);
     }
-    if (job_.last_layer == s_.n_layers) finish();
+    if (job_.last_layer == s_.n_layers && !job_.project) finish();
 #if defined(FASTVOC_USE_AMX)
     if (kHalf) tile_release();
 #endif
@@ -132,9 +137,29 @@ class Run {
     share(job_.B * job_.T, [&](std::int64_t first, std::int64_t last) {
       for (std::int64_t r = first; r < last; ++r) {
         if (kHalf && job_.cond) convert_row(job_.cond + r * s_.C, b_.cond + r * s_.c_width, s_.C, s_.c_width);
-        if (as_it_is || job_.first_layer > 0) continue;
+        if (as_it_is || job_.first_layer > 0 || job_.project) continue;
         convert_row(job_.x + r * s_.R, b_.x[0] + r * s_.x_width, s_.R, s_.x_width);
         if (sizeof(X) == 2) convert_row(job_.x + r * s_.R, b_.res + r * s_.x_width, s_.R, s_.x_width);
+      }
+    });
+  }
+
+  // W_cond·c of this thread's share of the frames.
+  void project(int l) {
+    const StackMatrix& w = s_.layers[l].cond;
+    float* to = job_.projection + l * job_.B * job_.T * 2 * s_.z_width;
+    const P* cond = kHalf ? b_.cond : (const P*)job_.cond;
+    // Named by their times: of rows without, tiles would read 16 even at the end
+    Tile tile;
+    share(job_.B * job_.T, [&](std::int64_t first, std::int64_t last) {
+      for (; first < last; first += kTile) {
+        const int n = int(last - first < kTile ? last - first : kTile);
+        for (int i = 0; i < n; ++i) tile.times[i] = first + i;
+        const Source<P> source{cond, s_.c_width, (const P*)w.data, w.K, tile.times, 0, job_.B * job_.T, nullptr};
+        product(&source, 1, 2 * s_.z_width, n, [&](int n0, int nv, std::int64_t m, int M, const float* sums) {
+          for (int i = 0; i < M; ++i, sums += nv * kLanes)
+            for (int v = 0; v < nv * kLanes; v += kLanes) store(to + (first + m + i) * 2 * s_.z_width + n0 + v, load(sums + v));
+        });
       }
     });
   }
@@ -179,7 +204,10 @@ class Run {
       }
     }
     const P* cond = kHalf ? b_.cond : (const P*)job_.cond;
-    if (job_.cond)
+    projection_ = l < job_.n_projected ? job_.projection + (l * job_.B + b) * job_.n_frames * 2 * s_.z_width : nullptr;
+    cond_ = projection_ || !job_.cond ? kNone : job_.cond_apart ? kApart
+                                                                : kMerged;
+    if (cond_ != kNone)
       b_.sources[s_.n_taps] = {cond + b * job_.T * s_.c_width, s_.c_width, (const P*)layer.cond.data, layer.cond.K,
                                tile.times, 0, job_.T, nullptr};
     biases_ = {layer.b_in, layer.b_res};
@@ -210,37 +238,52 @@ class Run {
 
   // z of a tile: a plain sum over the taps.
   void gate_samples(const Tile& tile) {
-    product(b_.sources, s_.n_taps + (job_.cond != nullptr), 2 * s_.z_width, tile.n,
-            [&](int n0, int nv, std::int64_t m, int M, const float* sums) {
-              for (int i = 0; i < M; ++i, sums += nv * kLanes)
-                for (int v = 0; v < nv; v += 2) write_z(tile, m + i, n0 + v * kLanes, load(sums + v * kLanes), load(sums + (v + 1) * kLanes));
-            });
+    panels(2 * s_.z_width, [&](auto width, int n0) {
+      constexpr int NV = decltype(width)::value;
+      alignas(64) float sums[2][kMaxRows * NV * kLanes];
+      for (int m = 0; m < tile.n;) {
+        const int M = some_rows<NV>(b_.sources, s_.n_taps + (cond_ == kMerged), n0, m, tile.n - m, sums[0]);
+        if (cond_ == kApart) some_rows<NV>(b_.sources + s_.n_taps, 1, n0, m, tile.n - m, sums[1]);
+        for (int i = 0; i < M; ++i)
+          for (int v = 0; v < NV; v += 2) {
+            const float* at = sums[0] + (i * NV + v) * kLanes;
+            write_z(tile, m + i, n0 + v * kLanes, load(at), load(at + kLanes), at + kMaxRows * NV * kLanes);
+          }
+        m += M;
+      }
+    });
   }
 
   // z of a tile by minimal filtering.
   void gate_pairs(int l, const Tile& tile) {
     combine(l, tile);
-    const int pairs = tile.first, seconds = tile.n - tile.first, with_cond = job_.cond ? 2 : 1;
+    const int pairs = tile.first, seconds = tile.n - tile.first, with_cond = cond_ == kMerged ? 2 : 1;
     // The conditioning of each sample joins the product that is its alone
     Source<P> first[2] = {b_.sources[0], b_.sources[s_.n_taps]}, second[2] = {b_.sources[3], b_.sources[s_.n_taps]};
     second[1].times += pairs;
     panels(2 * s_.z_width, [&](auto width, int n0) {
       constexpr int NV = decltype(width)::value;
-      alignas(64) float sums[4][kMaxRows * NV * kLanes];
+      alignas(64) float sums[4][kMaxRows * NV * kLanes], cond[2][kMaxRows * NV * kLanes];
       for (int m = 0; m < pairs;) {
         const int rows = pairs - m;
         const int M = some_rows<NV>(first, with_cond, n0, m, rows, sums[0]);
         some_rows<NV>(b_.sources + 1, 1, n0, m, rows, sums[1]);
         some_rows<NV>(b_.sources + 2, 1, n0, m, rows, sums[2]);
         const int M2 = seconds - m < M ? seconds - m : M;
-        for (int i = 0; i < M2;) i += some_rows<NV>(second, with_cond, n0, m + i, M2 - i, sums[3] + i * NV * kLanes);
+        const auto of_seconds = [&](const Source<P>* sources, int n, float* out) {
+          for (int i = 0; i < M2;) i += some_rows<NV>(sources, n, n0, m + i, M2 - i, out + i * NV * kLanes);
+        };
+        of_seconds(second, with_cond, sums[3]);
+        if (cond_ == kApart) some_rows<NV>(first + 1, 1, n0, m, rows, cond[0]), of_seconds(second + 1, 1, cond[1]);
         for (int i = 0; i < M; ++i)
           for (int v = 0; v < NV; v += 2) {
             const int at = (i * NV + v) * kLanes;
             const auto sum = [&](int j, int half) { return load(sums[j] + at + half * kLanes); };
-            write_z(tile, m + i, n0 + v * kLanes, sum(0, 0) + (sum(1, 0) + sum(2, 0)), sum(0, 1) + (sum(1, 1) + sum(2, 1)));
+            write_z(tile, m + i, n0 + v * kLanes, sum(0, 0) + (sum(1, 0) + sum(2, 0)), sum(0, 1) + (sum(1, 1) + sum(2, 1)),
+                    cond[0] + at);
             if (i < M2)
-              write_z(tile, pairs + m + i, n0 + v * kLanes, sum(3, 0) + (sum(1, 0) - sum(2, 0)), sum(3, 1) + (sum(1, 1) - sum(2, 1)));
+              write_z(tile, pairs + m + i, n0 + v * kLanes, sum(3, 0) + (sum(1, 0) - sum(2, 0)), sum(3, 1) + (sum(1, 1) - sum(2, 1)),
+                      cond[1] + at);
           }
         m += M;
       }
@@ -269,13 +312,25 @@ class Run {
     }
   }
 
-  void write_z(const Tile& tile, std::int64_t row, int column, vfloat tanh_sum, vfloat sigmoid_sum) {
+  void write_z(const Tile& tile, std::int64_t row, int column, vfloat tanh_sum, vfloat sigmoid_sum, const float* cond) {
     const float* bias = biases_.in + column;
     vfloat a = tanh_sum + load(bias), b = sigmoid_sum + load(bias + kLanes);
+    if (cond_ == kApart) {
+      a += load(cond), b += load(cond + kLanes);
+    } else if (projection_) {
+      const std::int64_t t = tile.times[row];
+      const float* frame = projection_ + (job_.first ? job_.first[t] : t) * 2 * s_.z_width + column;
+      if (!job_.first) a += load(frame), b += load(frame + kLanes);
+      else
+        for (int j = 0; j < job_.n_taps; ++j, frame += 2 * s_.z_width) {
+          const vfloat tap = splat(job_.taps[t * job_.n_taps + j]);
+          a = fma(tap, load(frame), a), b = fma(tap, load(frame + kLanes), b);
+        }
+    }
     if (job_.a) {
       const int h = column / 2, n = s_.H - h;
       const std::int64_t at = (tile.b * job_.T + tile.times[row]) * 2 * s_.H + h;
-      if (job_.projected) a += load_some(job_.projected + at, n), b += load_some(job_.projected + at + s_.H, n);
+      if (job_.added) a += load_some(job_.added + at, n), b += load_some(job_.added + at + s_.H, n);
       store_some(job_.a + at, a, n), store_some(job_.a + at + s_.H, b, n);
     }
     write(b_.z + row * s_.z_width + column / 2, kHalf ? gate_bf16(a, b) : gate(a, b));
@@ -339,6 +394,8 @@ class Run {
   Buffers<P, X> b_;
   const X* input_;
   struct { const float *in, *res; } biases_;
+  const float* projection_;  // of the layer and the batch entry, or null
+  Conditioning cond_;
 };
 
 template <class P, bool kMinimal> struct Kind { typedef Run<P, kMinimal> run; };

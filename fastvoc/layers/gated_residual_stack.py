@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from fastvoc._op import forced_backend
 from fastvoc.errors import ConfigError, ShapeError
 from fastvoc.ops.gated_residual import gated_residual
-from fastvoc.ops.gated_residual_stack import StackWeights, gated_residual_stack
+from fastvoc.ops.gated_residual_stack import Interpolated, Projected, StackWeights, gated_residual_stack
 
 
 class GatedResidualLayer(nn.Module):
@@ -106,16 +106,17 @@ class GatedResidualStack(nn.Module):
             x_out = x_out + (x - dropped) * self.rho
         return x_out, skip
 
-    def _check(self, x: Tensor, cond: Tensor | Sequence[Tensor] | None, step: Tensor | None) -> None:
+    def _check(self, x: Tensor, cond, step: Tensor | None) -> None:
         B, T = x.shape[:2]
         if (cond is None) != (self.cond_channels == 0):
             has = "has no conditioning" if self.cond_channels == 0 else "is conditioned: cond is missing"
             raise ShapeError(f"this stack {has}")
-        if cond is not None and (isinstance(cond, Tensor) or not self.cond_per_layer):
+        if cond is not None and (isinstance(cond, Tensor | Projected) or not self.cond_per_layer):
             each = B, T, self.cond_channels
             expected = (len(self.dilations), *each) if self.cond_per_layer else each
-            if not isinstance(cond, Tensor) or tuple(cond.shape) != expected:
-                got = tuple(cond.shape) if isinstance(cond, Tensor) else f"a {type(cond).__name__}"
+            shaped = isinstance(cond, Tensor | Interpolated | Projected)
+            if not shaped or tuple(cond.shape) != expected:
+                got = tuple(cond.shape) if shaped else f"a {type(cond).__name__}"
                 raise ShapeError(f"cond is {got}, expected {expected}")
         elif cond is not None and len(cond) != len(self.dilations):
             raise ShapeError(f"cond has {len(cond)} tensors, expected one for each of {len(self.dilations)} layers")
@@ -175,7 +176,7 @@ class GatedResidualStack(nn.Module):
     def infer(
         self,
         x: Tensor,
-        cond: Tensor | Sequence[Tensor] | None = None,
+        cond: Tensor | Interpolated | Projected | Sequence[Tensor] | None = None,
         step: Tensor | None = None,
         *,
         precision: str = "fp32",
@@ -184,10 +185,23 @@ class GatedResidualStack(nn.Module):
     ) -> Tensor:
         """`forward` without gradients, on the fastest backend. Arguments and result as forward's.
 
-        head: a 1×1 convolution behind the sum of the skips; with it the result is its output.
+        cond  may also be Interpolated, or what `project` returned
+        head  a 1×1 convolution behind the sum of the skips; with it the result is its output
         """
         self._check(x, cond, step)
-        return self.plan(precision, threads, head).run(x, cond, step)
+        plan = self.plan(precision, threads, head)
+        if isinstance(cond, Interpolated) and not hasattr(plan, "project"):
+            cond = cond.expanded()
+        return plan.run(x, cond, step)
+
+    def project(
+        self, cond: Tensor | Sequence[Tensor], max_bytes: int, *, precision: str = "fp32", threads: int | None = None
+    ) -> Tensor | Projected | Sequence[Tensor]:
+        """cond for many calls of `infer`, of the same precision: where the backend can, what does not depend on x is
+        computed here, for as many layers as max_bytes hold.
+        """
+        plan = self.plan(precision, threads)
+        return plan.project(cond, max_bytes) if hasattr(plan, "project") else cond
 
     @property
     def reach(self) -> int:

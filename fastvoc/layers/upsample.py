@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from fastvoc._op import forced_backend
 from fastvoc.errors import ConfigError
 from fastvoc.layers.nonlinearity import nonlinearity
+from fastvoc.ops.gated_residual_stack import Interpolated
 from fastvoc.ops.upsample import Fir, Mix, upsample_samples
 
 
@@ -31,6 +32,25 @@ def at_sample_rate(network: nn.Module | None, c: Tensor) -> Tensor:
     if stages is None:  # MelGAN's, a causal one, odd scales: the network itself
         return network(c).transpose(1, 2).contiguous()
     return upsample_samples(stages, c, getattr(network, "indent", 0))
+
+
+def at_frame_rate(network: nn.Module | None, c: Tensor, low: int, high: int) -> Interpolated | None:
+    """at_sample_rate's samples of frames low … high - 1, not counting context, as sums of few frames each.
+
+    None where the network is not linear in time, and where it would not pay: a stack's own conditioning is made for every
+    frame and kept, which at a handful of samples a frame costs more than it saves.
+    """
+    plain = torch.is_grad_enabled() or c.dtype != torch.float32 or not c.is_cpu or forced_backend() == "reference"
+    mixer = network if isinstance(network, ConvInUpsampleNetwork) else None  # of the frames around each, before they are stretched
+    stretch = network if mixer is None else mixer.upsample
+    if plain or not isinstance(stretch, UpsampleNetwork) or not stretch.is_linear_in_time or stretch.scale < 16:
+        return None
+    context = 0 if mixer is None else 2 * mixer.context
+    first, taps = stretch.time_taps(c.shape[2] - context, low, high)
+    start, end = int(first.min()), int(first.max()) + taps.shape[1]
+    frames = c[:, :, start : end + context]
+    frames = frames if mixer is None else mixer.frames(frames)
+    return Interpolated(frames.transpose(1, 2).contiguous(), first - start, taps)
 
 
 def negative_slope(activation: nn.Module | None) -> float | None:
@@ -120,6 +140,26 @@ class UpsampleNetwork(nn.Module):
         """(n_frames, n_samples) with forward(c) = c @ time_matrix, where the network acts on time alone."""
         weight = self.up_layers[1].weight
         return self(torch.eye(n_frames, dtype=weight.dtype, device=weight.device)[None])[0]
+
+    @torch.no_grad()
+    def time_taps(self, n_frames: int, low: int, high: int) -> tuple[Tensor, Tensor]:
+        """time_matrix(n_frames) of the samples of frames low … high - 1, not counting context, without its zeros.
+
+        -> first (T,) int32, taps (T, n_taps): a sample is the sum of taps[j] times frame first + j.
+        """
+        # A frame further than `reach` from both ends sees no end: the middle one of a short signal stands for all of these
+        n = n_frames - 2 * self.context
+        short = min(n, 2 * self.reach + 1)
+        matrix = self.time_matrix(short + 2 * self.context).t()  # (samples, frames) of the short signal
+        used = matrix != 0
+        first = used.int().argmax(1)
+        width = int((used * torch.arange(1, used.shape[1] + 1)).amax(1).sub(first).max().clamp(min=1))
+        first = first.clamp(max=used.shape[1] - width)
+        taps = matrix.gather(1, first[:, None] + torch.arange(width))
+        at = torch.arange(low, high)
+        alike = torch.where(at < self.reach, at, torch.where(at >= n - self.reach, at - n + short, self.reach))
+        first = first.unflatten(0, (short, self.scale))[alike] + (at - alike)[:, None]
+        return first.flatten().int(), taps.unflatten(0, (short, self.scale))[alike].flatten(0, 1)
 
     def stages(self) -> list | None:
         stages, layers = [], list(self.up_layers)

@@ -12,7 +12,8 @@ from fastvoc.models.vocoder import Lengths, Progress, Vocoder, check_seed, fresh
 
 STRETCH = 1 << 17  # samples of all items together that the stack sees at once: bounds the memory, whatever the length
 SHORTEST = 1 << 15  # of one item; each stretch is computed with the stack's reach on both sides, which comes on top
-KEPT_BYTES = 1 << 30  # of conditioning that is kept over the steps; beyond, it is made anew in each
+KEPT_BYTES = 1 << 30  # of conditioning that is kept over the steps, projected for as many layers; beyond, it is made anew in each
+PROJECTED_FROM = 4  # steps: to write the projection and read it again costs as much as to compute it two or three times
 
 
 class Sampling(Vocoder):
@@ -74,8 +75,8 @@ class Sampling(Vocoder):
         start, draw = self._draws(noise, seed, B, T, len(steps))
         # The device of the model, whatever there is beside it
         biases = self.layer_biases(torch.from_numpy(steps.t).to(self.input_projection.weight.device))
-        stack = partial(self.stack.infer, precision=precision or self.precision, threads=threads)
-        run = partial(self._sample, steps=steps, biases=biases, stack=stack)
+        how = {"precision": precision or self.precision, "threads": threads}
+        run = partial(self._sample, steps=steps, biases=biases, how=how)
         if frames is None or mel is None:
             return run(start, mel, label, draw=draw, progress=progress).float()
         wave = start.new_zeros(B, T, dtype=torch.float32)
@@ -86,12 +87,13 @@ class Sampling(Vocoder):
             wave[item, :n] = run(start[item, :n], mel[item, :, :n_frames], labels, draw=own_draw, progress=progress)
         return wave
 
-    def _sample(self, x: Tensor, mel, label, *, steps: SamplingSteps, biases, stack, draw, progress) -> Tensor:
+    def _sample(self, x: Tensor, mel, label, *, steps: SamplingSteps, biases, how, draw, progress) -> Tensor:
         """x (B, T) noise -> waveform; draw(i): the noise added after the i-th executed step."""
         B, T = x.shape
         if not x.numel():
             return x
-        stretches = self._stretches(mel, label, B, T)
+        stretches = self._stretches(mel, label, B, T, len(steps), how)
+        stack = partial(self.stack.infer, **how)
         for done, n in enumerate(range(len(steps) - 1, -1, -1)):
             bias = biases[n].expand(B, -1, -1).contiguous()
             eps = torch.cat(
@@ -110,13 +112,17 @@ class Sampling(Vocoder):
                 progress(done + 1, len(steps))
         return x
 
-    def _stretches(self, mel: Tensor | None, label: Tensor | None, B: int, T: int) -> list[tuple]:
+    def _stretches(self, mel: Tensor | None, label: Tensor | None, B: int, T: int, n_steps: int, how: dict) -> list[tuple]:
         """(first, last, low, high, cond): samples first … last - 1 depend on low … high - 1, conditioned on cond()."""
         reach, size = self.stack.reach, max(SHORTEST, STRETCH // B)
         size = T if T <= size + 2 * reach else size
         n_conds = max(len(self.upsample), 1)
-        kept = n_conds * B * T * self.config.cond_channels * 4 <= KEPT_BYTES
-        stretches = []
+        spare_bytes = KEPT_BYTES - n_conds * B * T * self.config.cond_channels * 4
+        kept, stretches = spare_bytes >= 0, []
+        # Whether the conditioning is projected apart changes rounding: it hangs on the schedule alone, never on the batch
+        projects = n_steps >= PROJECTED_FROM and self.config.cond_channels > 0
+        max_bytes = max(spare_bytes, 0) // -(-T // size)
+        project = lambda cond: self.stack.project(cond, max_bytes, **how) if projects else cond
         for first in range(0, T, size):
             last = min(first + size, T)
             low, high = max(first - reach, 0), min(last + reach, T)
@@ -124,7 +130,10 @@ class Sampling(Vocoder):
             if kept:
                 made = cond()
                 made = torch.stack(list(made)) if n_conds > 1 else made
+                made = project(made)
                 cond = lambda made=made: made
+            else:
+                cond = lambda cond=cond: project(cond())
             stretches.append((first, last, low, high, cond))
         return stretches
 

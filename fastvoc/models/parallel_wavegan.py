@@ -23,8 +23,9 @@ from torch import Tensor, nn
 from fastvoc.errors import ConfigError, ShapeError
 from fastvoc.layers.gated_residual_stack import GatedResidualStack
 from fastvoc.layers.melgan import MelGANGenerator
-from fastvoc.layers.upsample import ConvInUpsampleNetwork, UpsampleNetwork, at_sample_rate
+from fastvoc.layers.upsample import ConvInUpsampleNetwork, UpsampleNetwork, at_frame_rate, at_sample_rate
 from fastvoc.models.vocoder import Lengths, Progress, Vocoder
+from fastvoc.ops.gated_residual_stack import Interpolated
 
 MAX_CHANNELS = 65536
 PIECE_SAMPLES = 1 << 16
@@ -223,12 +224,12 @@ class ParallelWaveGAN(Vocoder):
         """Frames start … stop - 1 of the result, computed from no more than these depend on."""
         hop, halo = self.hop_length, -(-self.stack.reach // self.hop_length)
         low, high = max(start - halo, 0), min(stop if self.config.use_causal_conv else stop + halo, n_frames)
-        cond = None
-        if c is not None:
+        cond: Tensor | Interpolated | None = None if c is None else at_frame_rate(self.upsample_net, c, low, high)
+        if c is not None and cond is None:
             margin = 0 if self.upsample_net is None else self.upsample_net.reach
             first, last = max(low - margin, 0), min(high + margin, n_frames)
-            cond = self._at_sample_rate(c[:, :, first : last + 2 * self.context_frames])
-            cond = cond[:, (low - first) * hop : (high - first) * hop]
+            samples = self._at_sample_rate(c[:, :, first : last + 2 * self.context_frames])
+            cond = samples[:, (low - first) * hop : (high - first) * hop]
         skips = self.stack.infer(self._first(z[:, :, low * hop : high * hop]), cond, **how)
         return self._head(skips[:, (start - low) * hop : (stop - low) * hop])
 

@@ -5,7 +5,8 @@
     x (B, T, R)   c (B, T, C)   step (B, L, R)   ->   y (B, T, S); for a stack without skips (S = 0) the last x (B, T, R)
 
 With cond_per_layer every layer has a conditioning of its own: c is (L, B, T, C), or any sequence of L tensors (B, T, C),
-such as one that makes them when asked.
+such as one that makes them when asked. Conditioning may also come at a lower rate (Interpolated), or be projected once for
+many runs (Projected).
 
 The layer is defined in ops/gated_residual.py.
 """
@@ -14,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -49,6 +51,41 @@ class StackWeights:
         return self.w_out.shape[1] - self.w_in.shape[2]
 
 
+@dataclass
+class Interpolated:
+    """Conditioning of which each sample is a sum of few frames: c(t) = Σ_j taps[t, j]·frames[first[t] + j], all bands alike.
+
+    W_cond·c(t) is then Σ_j taps[t, j]·(W_cond·frames)[first[t] + j]: a plan multiplies the frames alone.
+    """
+
+    frames: Tensor  # (B, F, C)
+    first: Tensor  # (T,) int32
+    taps: Tensor  # (T, n_taps)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(B, T, C): of what it stands for"""
+        return self.frames.shape[0], len(self.first), self.frames.shape[2]
+
+    def expanded(self) -> Tensor:
+        """(B, T, C)"""
+        seen = self.first.long()[:, None] + torch.arange(self.taps.shape[1], device=self.first.device)
+        return torch.einsum("tj,btjc->btc", self.taps, self.frames[:, seen])
+
+
+@dataclass
+class Projected:
+    """W_cond·c at the stack's own rate, for runs of one plan with the same conditioning: what its `project` returns.
+
+    Of how many layers is a matter of memory: a run's result is the same, bit for bit.
+    """
+
+    packed: object  # of the plan: the weights, and with them the order of the columns
+    layers: Tensor  # (n, B, T, columns) of the first n layers
+    cond: Tensor | Sequence[Tensor]  # as `run` takes it, for the other layers
+    shape: tuple[int, ...]  # of cond
+
+
 class ReferencePlan:
     """The stack in plain torch, in the dtype and on the device of its weights."""
 
@@ -60,10 +97,12 @@ class ReferencePlan:
         self.weights, self.precision = weights, precision
 
     @torch.no_grad()
-    def run(self, x: Tensor, cond: Tensor | Sequence[Tensor] | None = None, step: Tensor | None = None) -> Tensor:
+    def run(
+        self, x: Tensor, cond: Tensor | Interpolated | Sequence[Tensor] | None = None, step: Tensor | None = None
+    ) -> Tensor:
         w = self.weights
         y: Any = 0.0
-        conds: Any = cond
+        conds: Any = cond.expanded() if isinstance(cond, Interpolated) else cond
         for l, dilation in enumerate(w.dilations):
             c = None if cond is None else F.linear(conds[l] if w.cond_per_layer else conds, w.w_cond[l])
             e = None if step is None else step[:, l]
@@ -97,6 +136,10 @@ class CpuPlan:
         self._packed: dict[str, _C.GatedResidualStackPlan] = {}
         self._pack(fastvoc.cpu_isa())
 
+    def _packed_here(self):
+        isa = fastvoc.cpu_isa()
+        return self._packed.get(isa) or self._pack(isa)
+
     def _pack(self, isa: str):
         w = self.weights
         arrays: Any = [t.detach().contiguous().numpy() for t in (w.w_in, w.b_in, w.w_cond, w.w_out, w.b_out)]
@@ -104,26 +147,65 @@ class CpuPlan:
         self._packed[isa] = _C.GatedResidualStackPlan(*arrays, *options)
         return self._packed[isa]
 
-    def run(self, x: Tensor, cond: Tensor | Sequence[Tensor] | None = None, step: Tensor | None = None) -> Tensor:
+    def project(self, cond: Tensor | Sequence[Tensor], max_bytes: int | None = None) -> Projected:
+        """The conditioning's part of the work, for many runs: of the first layers, as many as max_bytes hold."""
+        w, (L, _, C) = self.weights, self.weights.w_cond.shape
+        packed = self._packed_here()
+        conds: Any = cond
+        B, T = (conds[0] if w.cond_per_layer else conds).shape[:2]
+        n = L if max_bytes is None else min(L, max_bytes // max(B * T * packed.gate_width * 4, 1))
+        layers = _memory((n, B, T, packed.gate_width), torch.float32)
+        threads = self.threads or fastvoc.get_num_threads()
+        workspace = _memory((packed.workspace_bytes(B, T, threads),), torch.uint8)
+
+        def project(first: int, last: int, name: str, cond: Tensor):
+            cond = _checked(name, cond, B, T, C)
+            if cond.numel() and first < last:
+                packed.project(first, last, B, T, cond.data_ptr(), layers.data_ptr(), workspace.data_ptr(), threads)
+
+        if w.cond_per_layer:
+            for l in range(n):
+                project(l, l + 1, f"cond[{l}]", conds[l])
+        else:
+            project(0, n, "cond", conds)
+        return Projected(packed, layers, cond, (L, B, T, C) if w.cond_per_layer else (B, T, C))
+
+    def run(
+        self,
+        x: Tensor,
+        cond: Tensor | Interpolated | Projected | Sequence[Tensor] | None = None,
+        step: Tensor | None = None,
+    ) -> Tensor:
         w, (L, _, R, _) = self.weights, self.weights.w_in.shape
         if x.dim() != 3 or x.shape[2] != R:
             raise ShapeError(f"gated_residual_stack: x is {tuple(x.shape)}, expected (B, T, R) with R = {R}")
         B, T, C = *x.shape[:2], w.w_cond.shape[2]
         x, step = _checked("x", x, B, T, R), None if step is None else _checked("step", step, B, L, R)
         out = torch.empty(B, T, w.n_skip or R)
-        isa = fastvoc.cpu_isa()
-        packed: Any = self._packed.get(isa) or self._pack(isa)
+        taps_of: tuple[Tensor | None, Tensor | None, int] = None, None, 0
+        projected, apart = None, isinstance(cond, Projected)
+        if isinstance(cond, Interpolated):
+            first_frames, taps = _checked_taps(cond, B, T, C)
+            taps_of, projected, cond = (first_frames, taps, taps.shape[1]), self.project(cond.frames), None
+        elif isinstance(cond, Projected):
+            if cond.packed not in self._packed.values() or cond.layers.shape[1:3] != (B, T):
+                raise ConfigError(f"gated_residual_stack: cond was projected by another plan, or not for (B, T) = {(B, T)}")
+            projected, cond = cond, cond.cond if len(cond.layers) < L else None
+        packed: Any = self._packed_here() if projected is None else projected.packed
+        n_projected, n_frames = (0, 0) if projected is None else projected.layers.shape[::2][:2]
         threads = self.threads or fastvoc.get_num_threads()
-        workspace = torch.empty(packed.workspace_bytes(B, T, threads), dtype=torch.uint8)
+        workspace = _memory((packed.workspace_bytes(B, T, threads),), torch.uint8)
+        layers = None if projected is None else projected.layers
+        projection = n_projected, n_frames, _address(layers), _address(taps_of[0]), _address(taps_of[1]), taps_of[2], apart
 
         def run(first: int, last: int, name: str, cond: Any):
             cond = None if cond is None else _checked(name, cond, B, T, C)
-            addresses = [0 if t is None or not t.numel() else t.data_ptr() for t in (x, cond, step, out, workspace)]
             if out.numel():
-                packed.run(first, last, B, T, *addresses, threads)
+                packed.run(first, last, B, T, *map(_address, (x, cond, step, out, workspace)), threads, *projection)
 
         if w.cond_per_layer and cond is not None:
-            for l in range(L):
+            run(0, n_projected, "cond", None)
+            for l in range(n_projected, L):
                 run(l, l + 1, f"cond[{l}]", cond[l])
         else:
             run(0, L, "cond", cond)
@@ -139,6 +221,32 @@ def _checked(name: str, t: Tensor, *shape: int) -> Tensor:
     if not t.is_cpu:
         raise DeviceError(f"gated_residual_stack: {name} is on {t.device}, the weights are on the CPU")
     return t.detach().contiguous()
+
+
+def _address(t: Tensor | None) -> int:
+    return 0 if t is None or not t.numel() else t.data_ptr()
+
+
+def _memory(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """An empty tensor. NumPy asks the system for large pages, torch does not: fewer of them are faulted in and looked up."""
+    return torch.from_numpy(np.empty(shape, {torch.uint8: np.uint8, torch.float32: np.float32}[dtype]))
+
+
+def _checked_taps(cond: Interpolated, B: int, T: int, C: int) -> tuple[Tensor, Tensor]:
+    first, taps, n_frames = cond.first, cond.taps, cond.frames.shape[1]
+    if cond.frames.shape != (B, n_frames, C) or taps.dim() != 2 or len(taps) != T or first.shape != (T,):
+        raise ShapeError(
+            f"gated_residual_stack: frames are {tuple(cond.frames.shape)}, first {tuple(first.shape)}, taps {tuple(taps.shape)}, "
+            f"expected ({B}, F, {C}), ({T},), ({T}, n_taps)"
+        )
+    if first.dtype != torch.int32 or taps.dtype != torch.float32:
+        raise DTypeError(f"gated_residual_stack: first is {first.dtype}, taps {taps.dtype}, expected int32 and float32")
+    if T and not 0 <= int(first.min()) <= int(first.max()) <= n_frames - taps.shape[1]:
+        raise ShapeError(
+            f"gated_residual_stack: taps reach from frame {int(first.min())} to {int(first.max()) + taps.shape[1] - 1}, "
+            f"but there are {n_frames}"
+        )
+    return first.contiguous(), taps.contiguous()
 
 
 gated_residual_stack = PlanOp(
