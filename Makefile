@@ -14,7 +14,7 @@ SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml con
 CUDA_LIBRARY := $(abspath build/cuda/libfastvoc_cuda.so)
 WITH_TOOLS := PATH="$(abspath $(BIN)):$$PATH"
 
-.PHONY: demo test dev bench lint triton-check cuda-check cuda-library sanitize gpu wheel cuda-wheel wheel-test speech train clean
+.PHONY: demo test dev bench lint triton-check cuda-check cuda-library sanitize gpu wheel cpu-wheel cuda-wheel wheel-test speech train clean
 
 demo: $(VENV)/demo.done
 	$(BIN)/fastvoc demo --out demo-out/
@@ -40,9 +40,8 @@ triton-check: dev
 
 # Compiles every CUDA kernel for every architecture, checks registers and spills against csrc/cuda/resources.json, builds the
 # library and looks for every kernel in it. Needs nvcc, no GPU; minutes
-cuda-check: dev
+cuda-check: cuda-library
 	$(BIN)/python csrc/cuda/resources.py
-	$(MAKE) cuda-library
 	$(BIN)/python csrc/cuda/resources.py --library $(CUDA_LIBRARY)
 
 cuda-library: dev
@@ -61,16 +60,17 @@ gpu:
 
 # dist/: an sdist, the wheel that it builds, and where nvcc is a second one with the CUDA library beside the CPU kernels. Both are
 # tagged for the C library that they need. The second has the same version and a build tag: pip takes it where it finds both
-wheel: dev
+wheel: cpu-wheel $(if $(shell command -v nvcc),cuda-wheel)
+
+cpu-wheel: dev
 	rm -rf build/dist dist
 	$(WITH_TOOLS) $(BIN)/python -m build --sdist --no-isolation --outdir build/dist .
 	mkdir -p dist && cp build/dist/*.tar.gz dist/
 	tar -xf build/dist/*.tar.gz -C build/dist --transform 's,[^/]*,source,'
 	$(WITH_TOOLS) FASTVOC_CUDA=0 $(BIN)/python -m build --wheel --no-isolation --outdir build/dist/cpu build/dist/source
 	$(WITH_TOOLS) $(BIN)/auditwheel repair -w dist build/dist/cpu/*.whl
-	if command -v nvcc; then $(MAKE) cuda-wheel; fi
 
-cuda-wheel: cuda-library
+cuda-wheel: cpu-wheel cuda-library
 	$(WITH_TOOLS) FASTVOC_CUDA_LIBRARY=$(CUDA_LIBRARY) $(BIN)/python -m build --wheel --no-isolation \
 		-C--build-option=--build-number=1cuda --outdir build/dist/cuda build/dist/source
 	$(WITH_TOOLS) $(BIN)/auditwheel repair --exclude libcuda.so.1 -w dist build/dist/cuda/*.whl

@@ -35,8 +35,3 @@ def test_the_examples_of_the_readme(tmp_path, monkeypatch):
     assert sum(map(len, played)) == len(names["wav"])
     conv, x = names["conv"], names["x"]
     assert torch.allclose(torch.cat([names["start"], names["end"]], -1), conv(x), atol=1e-6) and conv.weight.grad is not None
-
-
-def test_the_readme_names_files_that_are_there():
-    for name in re.findall(r"`((?:benchmarks|docs|fastvoc|csrc|tests)/[\w./-]+)`", README):
-        assert (ROOT / name).exists(), name
