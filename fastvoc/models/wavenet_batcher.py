@@ -102,7 +102,7 @@ class Batcher:
 
     precision, threads  as for WaveNet.infer; more threads than streams share the work of one sample
     step_samples        of each stream that a step makes: a new stream waits for the end of a step. Fewer: sooner the first
-                        sample; more: less overhead (each step costs some 0.1 ms and 0.05 ms a stream)
+                        sample; more: less overhead
     max_streams         at the same time; further submits wait
     max_unread          samples that a stream makes ahead of its reader; then it sits out
     max_behind          samples that Speech.push may be ahead of the engine; then it waits
