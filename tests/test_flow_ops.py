@@ -161,9 +161,10 @@ def test_kernels_stay_inside_their_memory():
         import os
         import numpy as np, fastvoc
         from fastvoc import _C
-        from tests.guarded import guarded
+        from tests.guards import PAGE, Guards
         fastvoc.set_num_threads(1)
-        pages = [guarded() for _ in range(6)]
+        guards = Guards()
+        pages = [guards.bytes(PAGE, False).view(np.float32) for _ in range(6)]
         rng = np.random.default_rng(0)
         isas = [name for name, supported, *_ in _C.cpu_isas() if supported]
         for isa, T, C in [(isa, T, C) for isa in isas for T in range(1, 2 * 16 + 2) for C in (1, 3, 6, 8)]:

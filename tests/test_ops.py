@@ -384,9 +384,10 @@ def test_reads_and_writes_nothing_outside():
         import os
         import numpy as np, fastvoc
         from fastvoc import _C
-        from tests.guarded import guarded
+        from tests.guards import PAGE, Guards
         fastvoc.set_num_threads(1)
-        pages = [guarded() for _ in range(5)]
+        guards = Guards()
+        pages = [guards.bytes(PAGE, False).view(np.float32) for _ in range(5)]
         rng = np.random.default_rng(0)
         isas = [name for name, supported, *_ in _C.cpu_isas() if supported]
         for isa, n in [(isa, n) for isa in isas for n in range(1, 2 * 16 + 2)]:
