@@ -280,7 +280,10 @@ def test_incremental_forwards_of_other_kinds():
 # ---- ClariNet --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("sizes", [{}, {"kernel": 3, "blocks": 1}, {"blocks": 3, "layers": 2}], ids=str)
+TEACHERS = [{}, {"kernel": 3, "blocks": 1}, {"blocks": 3, "layers": 2}, {"kernel": 3, "blocks": 3, "layers": 5}]
+
+
+@pytest.mark.parametrize("sizes", TEACHERS, ids=str)
 def test_clarinets_teacher(sizes):
     torch.manual_seed(0)
     original = randomised(lookalikes.ClarinetTeacher(**sizes))

@@ -91,6 +91,8 @@ def _teacher(module: nn.Module, state: dict[str, Tensor], teacher, name: str) ->
         raise ConfigError("this module is a ClariNet teacher itself; teacher= belongs to a student")
     ours = clarinet.complete(name, clarinet.canonical, state)
     dilations = [block.filter_conv.conv.dilation[0] for block in module.res_blocks]
-    model = WaveNet(replace(clarinet.complete(name, clarinet.teacher_config, ours, 1), dilations=dilations))
+    # As many blocks as layers: any number of these fits, and the dilations are replaced
+    config = clarinet.complete(name, clarinet.teacher_config, ours, len(dilations))
+    model = WaveNet(replace(config, dilations=dilations))
     load_weights(model, ours, name)
     return become(Teacher, model)
