@@ -146,11 +146,20 @@ void invertible_conv1x1_backward(Address w, Address dy, Address x, Address dx, A
   }
 }
 
-void gate_rows_backward(Address dz, Address a, Address z, Address da, std::int64_t rows, int H) {
-  parallel_ranges(rows, std::max<std::int64_t>(1, kGrain / H), [=](std::int64_t i, std::int64_t end) {
-    kernels().gate_rows_backward((const float*)dz + i * H, (const float*)a + i * 2 * H, (float*)z + i * H,
-                                 (float*)da + i * 2 * H, end - i, H);
-  });
+void gated_residual_backward(Address dx_out, Address dskip, Address u, Address a, Address w_in, Address w_out, Address z,
+                             Address da, Address dx, Address dw_in, Address dw_out, Address du_sums, std::int64_t B,
+                             std::int64_t T, int R, int H, int S, int k, std::int64_t dilation, std::int64_t left, float rho) {
+  using Job = fv::GatedResidualBackward;
+  const auto in = [](Address at) { return (const float*)at; };
+  const auto out = [](Address at) { return (float*)at; };
+  const Job job{B, T, R, H, S, k, dilation, left, rho, in(dx_out), in(dskip), in(u), in(a), in(w_in), in(w_out),
+                out(z), out(da), out(dx), out(dw_in), out(dw_out), out(du_sums)};
+  for (const Job::Phase phase : {Job::kGate, Job::kInput, Job::kWeights}) {
+    const std::int64_t each = phase == Job::kWeights ? B * T * std::max(R, H) : Job::kTile * (R + S) * H;  // multiplications
+    parallel_ranges(job.units(phase), 1 + 1000000 / std::max<std::int64_t>(each, 1), [&](std::int64_t first, std::int64_t last) {
+      kernels().gated_residual_backward(job, phase, first, last);
+    }, 1);
+  }
 }
 
 void upsample_fir(Address in, Address weight, Address out, std::int64_t n_frames, std::int64_t first_in,
@@ -281,7 +290,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("affine_coupling_backward_cpu", affine_coupling_backward, nogil());
   m.def("gated_activation_cpu", gated_activation, nogil());
   m.def("gated_activation_backward_cpu", gated_activation_backward, nogil());
-  m.def("gate_rows_backward_cpu", gate_rows_backward, nogil());
+  m.def("gated_residual_backward_cpu", gated_residual_backward, nogil());
+  m.attr("GATED_RESIDUAL_BACKWARD_TILE") = fv::GatedResidualBackward::kTile;
   m.def("invertible_conv1x1_cpu", invertible_conv1x1, nogil());
   m.def("invertible_conv1x1_backward_cpu", invertible_conv1x1_backward, nogil());
   m.def("upsample_fir_cpu", upsample_fir, nogil());

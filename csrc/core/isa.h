@@ -2,6 +2,7 @@
 #pragma once
 #include <cstdint>
 
+#include "core/gated_residual_backward.h"
 #include "core/gated_residual_stack.h"
 
 namespace fastvoc {
@@ -18,7 +19,8 @@ struct CpuKernels {
                                    float* dlog_s, std::int64_t n);
   void (*gated_activation)(const float* a, const float* b, float* y, std::int64_t n);
   void (*gated_activation_backward)(const float* dy, const float* a, const float* b, float* da, float* db, std::int64_t n);
-  void (*gate_rows_backward)(const float* dz, const float* a, float* z, float* da, std::int64_t rows, int H);
+  void (*gated_residual_backward)(const GatedResidualBackward& job, GatedResidualBackward::Phase phase, std::int64_t first,
+                                  std::int64_t last);
   void (*invertible_conv1x1)(const float* w, const float* x, float* y, int C, std::int64_t T, std::int64_t first,
                              std::int64_t last);
   void (*invertible_conv1x1_backward)(const float* w, const float* dy, const float* x, float* dx, double* dw, int C,

@@ -28,16 +28,31 @@ typedef std::uint32_t vuint __attribute__((vector_size(4 * kLanes)));
 
 inline vfloat load(const float* p) { vfloat v; std::memcpy(&v, p, sizeof v); return v; }
 inline void store(float* p, vfloat v) { std::memcpy(p, &v, sizeof v); }
-// Fewer than a vector: zeros behind the n values
+// Fewer than a vector: zeros behind the n values. Nothing beyond them is touched.
+#if defined(__AVX2__) && !defined(__AVX512F__) && !defined(FASTVOC_EMULATED)
+inline __m256i first(int n) { return (__m256i)(vint{0, 1, 2, 3, 4, 5, 6, 7} < n - vint{}); }
+#endif
 inline vfloat load_some(const float* p, int n) {
   if (n >= kLanes) return load(p);
+#if defined(FASTVOC_EMULATED) || !defined(__AVX2__)
   vfloat v{};
   if (n > 0) std::memcpy(&v, p, n * sizeof(float));
   return v;
+#elif defined(__AVX512F__)
+  return _mm512_maskz_loadu_ps((1u << n) - 1, p);
+#else
+  return _mm256_maskload_ps(p, first(n));
+#endif
 }
 inline void store_some(float* p, vfloat v, int n) {
   if (n >= kLanes) return store(p, v);
+#if defined(FASTVOC_EMULATED) || !defined(__AVX2__)
   if (n > 0) std::memcpy(p, &v, n * sizeof(float));
+#elif defined(__AVX512F__)
+  _mm512_mask_storeu_ps(p, (1u << n) - 1, v);
+#else
+  _mm256_maskstore_ps(p, first(n), v);
+#endif
 }
 inline vfloat splat(float x) { return x - vfloat{}; }
 

@@ -100,30 +100,22 @@ def gated_residual_cpu(x, w_in, b_in, w_out, b_out, cond, step, dilation, causal
 
 
 def gated_residual_backward_cpu(dx_out, dskip, x, a, w_in, w_out, step, dilation, causal, rho, step_in_residual):
-    """The gate's gradient in one pass of ours between matrix products of torch, tap by tap: nothing is gathered."""
+    """csrc/cpu/gated_residual_backward.cpp; the sums over time that are no products are torch's."""
     dx_out, dskip, x, a, w_in, w_out, step = _on_cpu(dx_out, dskip, x, a, w_in, w_out, step)
-    (G, R, k), (B, T, _) = w_in.shape, x.shape
+    (G, R, k), (B, T, _), S = w_in.shape, x.shape, dskip.shape[2]
     u = x if step is None else x + step[:, None]
-    dout = torch.cat([dx_out * rho, dskip], 2)
-    rows = dout.flatten(0, 1)
-    dz = rows @ w_out
-    z, da = torch.empty_like(dz), torch.empty_like(a)
-    launch(_C.gate_rows_backward_cpu, dz, a, z, da, B * T, G // 2)
-    du, dw_in = torch.zeros_like(x), torch.zeros(k, G, R)
+    residual = torch.ones(R + S, 1)
+    residual[:R] = rho
+    z, da, dx = _empty(x, B, T, G // 2), torch.empty_like(a), torch.empty_like(x)
+    dw_in, dw_out = _empty(x, k, G, R), torch.empty_like(w_out)
+    du_sums = _empty(x, B, -(-T // _C.GATED_RESIDUAL_BACKWARD_TILE), R)
     left, _ = _padding(k, dilation, causal)
-    for j in range(k):
-        shift = j * dilation - left
-        first, last = max(0, -shift), min(T, T - shift)  # the samples whose tap j lies inside the signal
-        if first >= last:
-            continue
-        seen = slice(first + shift, last + shift)
-        du[:, seen].baddbmm_(da[:, first:last], w_in[:, :, j].expand(B, G, R))
-        for b in range(B):
-            dw_in[j].addmm_(da[b, first:last].t(), u[b, seen])
-    dx = du + dout[..., :R]
-    dstep = (dx if step_in_residual else du).sum(1)
-    gradients = dx, dw_in.permute(1, 2, 0).contiguous(), da.flatten(0, 1).sum(0), rows.t() @ z, rows.sum(0)
-    return *gradients, da, dstep
+    arrays = dx_out, dskip, u, a, w_in.permute(2, 0, 1).contiguous(), w_out * residual, z, da, dx, dw_in, dw_out, du_sums
+    launch(_C.gated_residual_backward_cpu, *arrays, B, T, R, G // 2, S, k, dilation, left, rho)
+    dr = dx_out.sum(1) * rho
+    db_out = torch.cat([dr.sum(0), dskip.flatten(0, 1).sum(0)])
+    dstep = du_sums.sum(1) + dr if step_in_residual else du_sums.sum(1)
+    return dx, dw_in.permute(1, 2, 0).contiguous(), da.flatten(0, 1).sum(0), dw_out * residual, db_out, da, dstep
 
 
 def _empty(like: Tensor, *shape) -> Tensor:
