@@ -168,12 +168,12 @@ def test_recomputing_keeps_a_third():
 
 
 def test_reads_and_writes_nothing_outside():
-    """A layer with what its gradient needs, and the gate's gradient: forbidden pages around everything they are given."""
+    """A layer with what its gradient needs, and its gradient: forbidden pages around everything they are given."""
     run_python("""
         import os
         import numpy as np, torch
         from fastvoc import _C
-        from fastvoc.ops.gated_residual import gated_residual_reference, _inputs
+        from fastvoc.ops.gated_residual import _inputs, _padding, gated_residual_backward_reference, gated_residual_reference
         from tests.devices import ISAS, running_on
         from tests.guards import Guards
 
@@ -188,8 +188,13 @@ def test_reads_and_writes_nothing_outside():
             arrays = [t[None].numpy() for t in (w_in, b_in, w_in.new_empty(2 * H, 0), w_out, b_out)]
             given = [guards.floats(t, at_end) for t in (x, cond, step)]
             made = [guards.floats(y * 0, at_end) for y in want]
-            dz = guards.floats(torch.randn(T, H), at_end)
-            z, da = guards.floats(dz * 0, at_end), guards.floats(want[2][0] * 0, at_end)
+            tail = dilation, causal, rho, False
+            gradients = gated_residual_backward_reference(want[0], want[1], x, want[2], w_in, w_out, step, *tail)
+            u, taps, scaled = x + step[:, None], w_in.permute(2, 0, 1).contiguous(), w_out.clone()
+            scaled[:R] *= rho
+            handed = [guards.floats(t, at_end) for t in (*want[:2], u, want[2], taps, scaled)]
+            shapes = (T, H), (T, 2 * H), (T, R), taps.shape, w_out.shape, (R,)
+            z, da, dx, dw_in, dw_out, sums = results = [guards.floats(torch.zeros(s), at_end) for s in shapes]
             for isa in ISAS:
                 with running_on(isa):
                     packed = _C.GatedResidualStackPlan(*arrays, [dilation], causal, rho, False, 0, isa)
@@ -197,10 +202,12 @@ def test_reads_and_writes_nothing_outside():
                     packed.run_layer(1, T, *[a.ctypes.data for a in (*given, *made, work)], 1)
                     for got, y in zip(made, want):
                         assert np.abs(got - y.numpy()).max() < 1e-4, (isa, n)
-                    _C.gate_rows_backward_cpu(*[a.ctypes.data for a in (dz, made[2], z, da)], T, H)
-                    t, s = np.tanh(made[2][0, :, :H]), 1 / (1 + np.exp(-made[2][0, :, H:]))
-                    assert np.abs(z - t * s).max() < 1e-5 and np.abs(da[:, :H] - dz * s * (1 - t * t)).max() < 1e-5, (isa, n)
-                    assert np.abs(da[:, H:] - dz * t * s * (1 - s)).max() < 1e-5
+                    sizes = 1, T, R, H, S, w_in.shape[2], dilation, _padding(w_in.shape[2], dilation, causal)[0], rho
+                    _C.gated_residual_backward_cpu(*[a.ctypes.data for a in (*handed, *results)], *sizes)
+                    dw_out[:R] *= rho
+                    found = dx, dw_in.transpose(1, 2, 0), dw_out, da, sums
+                    for got, y in zip(found, [gradients[i] for i in (0, 1, 3, 5, 6)]):
+                        assert np.abs(got - y.numpy().reshape(got.shape)).max() < 1e-4 * max(1, y.abs().max()), (isa, n)
             guards.clear()
         os._exit(0)
     """)
