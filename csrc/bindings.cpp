@@ -291,7 +291,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("gated_activation_cpu", gated_activation, nogil());
   m.def("gated_activation_backward_cpu", gated_activation_backward, nogil());
   m.def("gated_residual_backward_cpu", gated_residual_backward, nogil());
-  m.attr("GATED_RESIDUAL_BACKWARD_TILE") = fv::GatedResidualBackward::kTile;
+  m.def("gated_residual_backward_tiles", fv::GatedResidualBackward::tiles_of);
   m.def("invertible_conv1x1_cpu", invertible_conv1x1, nogil());
   m.def("invertible_conv1x1_backward_cpu", invertible_conv1x1_backward, nogil());
   m.def("upsample_fir_cpu", upsample_fir, nogil());

@@ -2,7 +2,7 @@
 #pragma once
 #include <cstdint>
 
-#include "core/gated_residual_backward.h"
+#include "core/gated_residual.h"
 #include "core/gated_residual_stack.h"
 
 namespace fastvoc {

@@ -100,7 +100,7 @@ def gated_residual_cpu(x, w_in, b_in, w_out, b_out, cond, step, dilation, causal
 
 
 def gated_residual_backward_cpu(dx_out, dskip, x, a, w_in, w_out, step, dilation, causal, rho, step_in_residual):
-    """csrc/cpu/gated_residual_backward.cpp; the sums over time that are no products are torch's."""
+    """csrc/cpu/gated_residual.cpp; the sums over time that are no products are torch's."""
     dx_out, dskip, x, a, w_in, w_out, step = _on_cpu(dx_out, dskip, x, a, w_in, w_out, step)
     (G, R, k), (B, T, _), S = w_in.shape, x.shape, dskip.shape[2]
     u = x if step is None else x + step[:, None]
@@ -108,7 +108,7 @@ def gated_residual_backward_cpu(dx_out, dskip, x, a, w_in, w_out, step, dilation
     residual[:R] = rho
     z, da, dx = _empty(x, B, T, G // 2), torch.empty_like(a), torch.empty_like(x)
     dw_in, dw_out = _empty(x, k, G, R), torch.empty_like(w_out)
-    du_sums = _empty(x, B, -(-T // _C.GATED_RESIDUAL_BACKWARD_TILE), R)
+    du_sums = _empty(x, B, _C.gated_residual_backward_tiles(T), R)
     left, _ = _padding(k, dilation, causal)
     arrays = dx_out, dskip, u, a, w_in.permute(2, 0, 1).contiguous(), w_out * residual, z, da, dx, dw_in, dw_out, du_sums
     launch(_C.gated_residual_backward_cpu, *arrays, B, T, R, G // 2, S, k, dilation, left, rho)

@@ -9,7 +9,11 @@
 namespace fastvoc {
 
 struct GatedResidualBackward {
-  enum Phase { kGate, kInput, kWeights };
+  enum Phase {
+    kGate,
+    kInput,
+    kWeights,
+  };
   static constexpr std::int64_t kTile = 96;
 
   std::int64_t B, T;
@@ -22,7 +26,8 @@ struct GatedResidualBackward {
   float *dw_in, *dw_out;                // (k, 2H, R), (R + S, H) without ρ
   float* du_sums;                       // (B, tiles, R): what du sums up to in each tile
 
-  std::int64_t tiles() const { return (T + kTile - 1) / kTile; }
+  static std::int64_t tiles_of(std::int64_t T) { return (T + kTile - 1) / kTile; }
+  std::int64_t tiles() const { return tiles_of(T); }
   std::int64_t units(Phase phase) const { return phase == kWeights ? std::int64_t(k) * 2 * H + R + S : B * tiles(); }
 };
 

@@ -1,4 +1,4 @@
-// The gradient of a gated residual layer, CPU.   core/gated_residual_backward.h has shapes and phases.
+// The gradient of a gated residual layer, CPU.   core/gated_residual.h has shapes and phases.
 //
 //   kGate     dz = ρ·W_resᵀ·dx' + W_skipᵀ·dskip;   da, z from dz and a
 //   kInput    du = Σ_j W_in[:, :, j]ᵀ·da, tap after tap, nothing is gathered;   dx = du + ρ·dx'
@@ -6,7 +6,7 @@
 //
 // All are products whose right side is read in place, a row of it per step: weights, or what the samples held. So one
 // block does them all; its left side goes along rows or along columns.
-#include "core/gated_residual_backward.h"
+#include "core/gated_residual.h"
 
 #include "cpu/elementwise.h"
 #include "cpu/products.h"
