@@ -3,6 +3,16 @@
 import os
 from pathlib import Path
 
+from fastvoc.errors import ConfigError
+
+MAX_THREADS = 1024
+
+
+def check_threads(threads: int) -> None:
+    """Raise ConfigError unless a kernel's call may use so many."""
+    if not isinstance(threads, int) or not 1 <= threads <= MAX_THREADS:
+        raise ConfigError(f"threads must be a whole number in 1…{MAX_THREADS}, got {threads!r}")
+
 
 def available(root: Path = Path("/")) -> int:
     """At least 1. A share of a CPU is not counted: threads that wait for each other must not be stopped in turn."""

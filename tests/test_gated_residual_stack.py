@@ -267,8 +267,9 @@ def test_errors():
         plan.run(x, replace(low, first=low.first.long()))
     with pytest.raises(ConfigError, match="precision"):
         CpuPlan(weights_of(case), "fp8")
-    with pytest.raises(ConfigError, match="threads"):
-        CpuPlan(weights_of(case), threads=0)
+    for threads in (0, 10**6):
+        with pytest.raises(ConfigError, match=f"threads must be a whole number in 1…1024, got {threads}"):
+            CpuPlan(weights_of(case), threads=threads)
 
 
 def test_reads_and_writes_stay_inside():

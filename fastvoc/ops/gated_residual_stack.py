@@ -22,6 +22,7 @@ from torch import Tensor
 
 import fastvoc
 from fastvoc import _C
+from fastvoc._cpus import check_threads
 from fastvoc._op import PlanOp, Unsupported, lazy
 from fastvoc.errors import ConfigError, DeviceError, DTypeError, ShapeError
 from fastvoc.ops.gated_residual import gated_residual_reference
@@ -127,8 +128,8 @@ class CpuPlan:
         w = weights
         if precision not in PRECISIONS:
             raise ConfigError(f"precision: got {precision!r}, expected one of {list(PRECISIONS)}")
-        if threads is not None and threads < 1:
-            raise ConfigError(f"threads must be at least 1, got {threads}")
+        if threads is not None:
+            check_threads(threads)
         tensors = w.w_in, w.b_in, w.w_cond, w.w_out, w.b_out
         if any(t.dtype != torch.float32 or not t.is_cpu for t in tensors):
             raise Unsupported("float32 weights on the CPU only")

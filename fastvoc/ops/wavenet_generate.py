@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastvoc import _C
+from fastvoc._cpus import check_threads
 from fastvoc._op import PlanOp, Unsupported
 from fastvoc.errors import ConfigError, ShapeError
 from fastvoc.ops.philox import draws, n_draws
@@ -77,8 +78,7 @@ class CpuPlan:
         w = weights
         if precision not in PRECISIONS:
             raise ConfigError(f"precision: got {precision!r}, expected one of {list(PRECISIONS)}")
-        if not isinstance(threads, int) or not 1 <= threads <= 1024:
-            raise ConfigError(f"threads must be a whole number in 1…1024, got {threads!r}")
+        check_threads(threads)
         if w.front.dtype != torch.float32:
             raise Unsupported(f"the weights are {w.front.dtype}, not float32")
         if precision == "int8" and w.w_in.shape[0] * w.w_in.shape[1] // 2 > 1 << 15:
