@@ -443,7 +443,7 @@ def test_r9y9_hparams_that_do_not_fit(tmp_path, hparams, error, words):
     ("conv_layers.2.conv1x1_skip.bias", None, IncompatibleCheckpointError, "missing: conv_layers.2.conv1x1_skip.bias"),
     ("first_conv.weight", None, IncompatibleCheckpointError, "first_conv.weight"),
     ("extra", torch.ones(1), IncompatibleCheckpointError, "unexpected: extra"),
-    ("first_conv.bias", torch.full((6,), torch.nan), CheckpointError, "first_conv.bias holds NaN"),
+    ("first_conv.bias", torch.full((6,), torch.nan), CheckpointError, "holds NaN or infinity in first_conv.bias"),
     ("first_conv.bias", torch.ones(6, dtype=torch.int64), IncompatibleCheckpointError, "int64"),
     ("first_conv.bias", torch.ones(7), IncompatibleCheckpointError, r"\(7,\).*\(6,\)"),
     ("conv_layers.0.conv.weight", torch.ones(2), IncompatibleCheckpointError, "rank"),

@@ -50,7 +50,7 @@ def test_teams_of_several_callers_run_side_by_side():
 
 def test_a_long_team_holds_up_no_short_one():
     """While one caller's team of two works, another's does its job many times over."""
-    long, short = engine(2, n=8_000), engine(2, n=2)
+    long, short = engine(2, n=40_000), engine(2, n=2)
     short()
     busy = threading.Thread(target=long)
     busy.start()
