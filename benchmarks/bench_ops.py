@@ -86,13 +86,15 @@ def compiled(op: Op, args, n_threads: int):
 
 def bench_case(op: Op, label: str, n_threads: int, copy: float, with_compile: bool, **how) -> tuple[list[dict], dict]:
     args = op.make_args(op.cases[label], torch.float32, "cpu")
-    skipped = {}
+    skipped, check = {}, accuracy_rule(op, args)
     alone = lambda: timer.threads(n_threads)
     contenders = {"torch eager": Contender(lambda: op.reference(*args), alone, threads=n_threads)}
     if with_compile:
         run = compiled(op, args, n_threads)
-        if isinstance(run, str):
-            skipped["torch.compile"] = run
+        # A peer that breaks the rule is left out and named; one of ours that does ends the run
+        problem = run if isinstance(run, str) else check(run(*args), op.reference(*args))
+        if problem:
+            skipped["torch.compile"] = problem
         else:
             contenders["torch.compile"] = Contender(lambda: run(*args), alone, threads=n_threads)
     for backend, isa in backends_of(op):
@@ -104,7 +106,7 @@ def bench_case(op: Op, label: str, n_threads: int, copy: float, with_compile: bo
             skipped[f"{backend} {isa}"] = str(reason)
             continue
         contenders[f"{backend} {isa}"] = Contender(lambda: op(*args), around, threads=n_threads)
-    times = timer.interleave(contenders, check=accuracy_rule(op, args), **how)
+    times = timer.interleave(contenders, check=check, **how)
     n_bytes = sum(t.nbytes for t in (*args, *as_tuple(op.reference(*args))) if isinstance(t, torch.Tensor))
     eager = times["torch eager"].median
     rows = [
