@@ -91,8 +91,11 @@ def bench_case(op: Op, label: str, n_threads: int, copy: float, with_compile: bo
     contenders = {"torch eager": Contender(lambda: op.reference(*args), alone, threads=n_threads)}
     if with_compile:
         run = compiled(op, args, n_threads)
-        # A peer that breaks the rule is left out and named; one of ours that does ends the run
-        problem = run if isinstance(run, str) else check(run(*args), op.reference(*args))
+        if isinstance(run, str):
+            problem = run
+        else:  # a peer that breaks the rule is left out and named; one of ours that does ends the run
+            with alone():
+                problem = check(run(*args), op.reference(*args))
         if problem:
             skipped["torch.compile"] = problem
         else:
