@@ -92,6 +92,7 @@ def operator_rows(top: dict):
                 for y, e, limit in zip(as_tuple(run(*args)), exact, allowed, strict=True):
                     if who in ("cuda", "triton") and not (y - e).abs().max() <= limit:
                         raise AssertionError(f"{name}: {who} is off by {float((y - e).abs().max()):.3g}")
+            # B023: called before the loop goes on
             times = interleaved(contenders, rotated(lambda seed: op.make_args(case, dtype, "cuda", seed), n_bytes))  # noqa: B023
             yield from rows(f"{name} {case} {str(dtype)[6:]}", times, n_bytes / top["bytes_per_s"] * 1e6)
 
@@ -139,6 +140,7 @@ def wavenet_rows(top: dict):
         weights = model.cuda().weights()
         n, forced = 2000, [torch.zeros(20, device="cuda")]
         mel = [torch.randn(20, weights.w_cond.shape[2], device="cuda")]
+        # B023: called before the loop goes on
         outputs = lambda plan: plan.run([plan.begin(0, 0, 1.0, 0.0)], [20], mel, forced=forced, parameters=True)[1][0]  # noqa: B023
         exact = outputs(ReferencePlan(weights))
         for precision in ("bf16", "fp32"):
@@ -149,6 +151,7 @@ def wavenet_rows(top: dict):
             for B in (1, 8, 64, 512):
                 cond = [torch.randn(n, plan.n_mels, device="cuda") for _ in range(B)]
                 states = [plan.begin(0, b, 1.0, 0.0) for b in range(B)]
+                # B023: called before the loop goes on
                 run = lambda: plan.run(states, [n] * B, cond)  # noqa: B023
                 us = interleaved({"cuda": run}, [()], 3, 1)["cuda"]
                 yield {

@@ -215,7 +215,7 @@ def autocast(policy: str) -> Callable[[Function], Function]:
             with torch.autocast(kind, enabled=False):
                 return fn(cast(x), *map(cast, args), **{name: cast(a) for name, a in kwargs.items()})
 
-        public.autocast = policy  # type: ignore[attr-defined]
+        public.autocast = policy  # type: ignore[attr-defined]  # a function's type knows none
         return cast(Function, public)
 
     return decorate

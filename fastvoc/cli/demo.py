@@ -1,7 +1,6 @@
 """fastvoc demo: hear the bundled clip again from its mel alone, and see how fast that was and how near it came."""
 
 import importlib.util
-import inspect
 import logging
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import fastvoc
 from fastvoc.audio import quality, read_wav, write_wav
 from fastvoc.cli.options import add_command, add_generation, check_folder, positive, use_threads
 from fastvoc.cli.terminal import print_table, progress_bar
-from fastvoc.demo import CLIP, bundled_models
+from fastvoc.demo import CLIP, OPTIONS, bundled_models
 from fastvoc.demo.run import CHECKED_SAMPLES, ENGINE, LOOP, TOLERANCE, check_agreement, vocode_timed
 from fastvoc.errors import ConfigError
 
@@ -75,12 +74,10 @@ def run(options) -> None:
 
 
 def _timed(model, backend: str, mel, name: str, precision: str, threads: int, options):
-    settings = {"seed": options.seed, "precision": precision, "threads": threads}
+    settings = {"seed": options.seed, "precision": precision, "threads": threads, **OPTIONS.get(model.family, {})}
     vocode_timed(model, backend, mel[None, :, :1], **settings)
     with progress_bar(options, name) as update:
-        if "progress" in inspect.signature(model.infer).parameters:
-            settings["progress"] = update
-        return vocode_timed(model, backend, mel[None], **settings)
+        return vocode_timed(model, backend, mel[None], progress=update, **settings)
 
 
 def _speeds(timing, peer) -> tuple[str, ...]:

@@ -116,7 +116,7 @@ def _synthesise(source: Path, target: Path, model, generation: dict, denoise, op
     if normalised and "normalised" in known:  # the model has the statistics, not its mel convention
         generation = {**generation, "normalised": True}
     with progress_bar(options, source.name, "step" if "schedule" in known else "sample") as update:
-        wave = model.infer(mel[None], **generation, **({"progress": update} if "progress" in known else {}))
+        wave = model.infer(mel[None], **generation, progress=update)
     if denoise is not None:
         wave = denoise(wave)
     wav = model.preprocessing.from_model(wave[0].cpu().numpy())

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import fastvoc
+from fastvoc.demo import OPTIONS
 from fastvoc.errors import KernelError
 
 CHECKED_SAMPLES = 500
@@ -61,7 +62,7 @@ def check_agreement(model, mel: Tensor, wav: np.ndarray, threads: int) -> float:
         recording = model.preprocessing.to_model(wav[:n_samples])
         same = {"forced": torch.from_numpy(np.pad(recording, (0, n_samples - len(recording))))[None]}
     else:
-        same = {"seed": 0}
+        same = {"seed": 0, **OPTIONS.get(model.family, {})}
     ours, theirs = (_inferred(model, backend, mel[None, :, :n_frames], threads=threads, **same) for backend in (ENGINE, LOOP))
     difference = float((ours - theirs).abs().max() / theirs.abs().max())
     if not difference <= TOLERANCE:

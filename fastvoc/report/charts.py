@@ -42,7 +42,7 @@ def svgs(draw, size=(5.6, 3.6), grid: str = "both") -> dict[str, bytes]:
             if axes.get_legend() is None and axes.get_legend_handles_labels()[0]:
                 axes.legend(fontsize=8, framealpha=0, labelcolor=theme["text"])
             buffer = io.BytesIO()
-            figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+            figure.savefig(buffer, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
         made[name] = buffer.getvalue()
     return made
 
