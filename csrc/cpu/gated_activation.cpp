@@ -13,9 +13,9 @@ void gated_activation(const float* a, const float* b, float* y, std::int64_t n) 
 
 void gated_activation_backward(const float* dy, const float* a, const float* b, float* da, float* db, std::int64_t n) {
   elementwise<3, 2>({dy, a, b}, {da, db}, n, [](const vfloat* x, vfloat* out) {
-    const vfloat t = tanh(x[1]), s = sigmoid(x[2]);
-    out[0] = x[0] * s * (1.f - t * t);
-    out[1] = x[0] * (t * s) * (1.f - s);
+    vfloat all[3];
+    gate_backward(x, all);
+    out[0] = all[0], out[1] = all[1];
   });
 }
 

@@ -85,14 +85,6 @@ void multiply_onto(std::int64_t M, int N, std::int64_t K, const float* a, std::i
   }
 }
 
-// dy, a, b -> da, db, tanh(a)·σ(b)
-inline void gate_backward(const vfloat* x, vfloat* out) {
-  const vfloat t = tanh(x[1]), s = sigmoid(x[2]);
-  out[2] = t * s;
-  out[0] = x[0] * s * (1.f - t * t);
-  out[1] = x[0] * out[2] * (1.f - s);
-}
-
 // `rows` samples from row `first` of all items' on
 void gate_phase(const Job& job, std::int64_t first, std::int64_t rows) {
   const int R = job.R, H = job.H, S = job.S;

@@ -186,6 +186,14 @@ inline vfloat tanh(vfloat a) {
   return abs(a) < 0.625f ? tanh_small(a) : (a == a ? large : a);
 }
 
+// x: dy, a, b -> out: da, db, and tanh(a)·σ(b)
+inline void gate_backward(const vfloat* x, vfloat* out) {
+  const vfloat t = tanh(x[1]), s = sigmoid(x[2]);
+  out[2] = t * s;
+  out[0] = x[0] * s * (1.f - t * t);
+  out[1] = x[0] * out[2] * (1.f - s);
+}
+
 typedef std::uint16_t bf16;
 
 typedef std::uint16_t vhalf __attribute__((vector_size(2 * kLanes)));
