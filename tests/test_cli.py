@@ -419,7 +419,7 @@ def test_bad_outputs(place, tmp_path, call):
 
 
 @pytest.mark.parametrize("line", [
-    "", "sing", "synth -o x.wav --model m", "synth a.wav --model m", "info --threads 2", "bench --seconds 0",
+    "", "sing", "synth a.wav -o x.wav", "synth a.wav --model m", "info --threads 2", "bench --seconds 0",
     "demo --precision fp8", "bench --threads 0", "bench --threads -1", "bench --threads 1e6",
     "bench --threads 1000000", "demo --seed -1", "demo --peer-seconds nan", "mel a.wav -o b.npy",
     "mel a.wav -o b.npy --model m --preset r9y9", "train wavenet --steps 0",
@@ -464,14 +464,21 @@ def test_a_reader_that_has_seen_enough():
 
 
 @pytest.mark.parametrize("kind, code, words", [(signal.SIGINT, 130, "interrupted\n"), (signal.SIGTERM, 143, "")])
-def test_signals(place, tmp_path, kind, code, words):
-    write_wav(tmp_path / "long.wav", np.tile(sound(1), 100), RATE)
-    files = ["--model", place / "model", "--clip", tmp_path / "long.wav", "--out", tmp_path / "out"]
+@pytest.mark.parametrize("command", ["demo", "synth"])
+def test_signals(place, tmp_path, command, kind, code, words):
+    """In mid-generation: what was whole before stays, nothing half done does."""
+    write_wav(tmp_path / "long.wav", np.tile(sound(1), 100 if command == "demo" else 400), RATE)
+    if command == "demo":
+        line = ["--model", place / "model", "--clip", tmp_path / "long.wav", "--out", tmp_path / "out", "--peer-seconds", 1000]
+        begun, left = "agree", None
+    else:  # the first input is done, the second has seconds to go
+        line = [place / "clip.wav", tmp_path / "long.wav", "-o", tmp_path / "out", "--model", place / "model"]
+        begun, left = "0.60 s of sound", ["clip.wav"]
     # A shell's background job starts with SIGINT ignored, and its children inherit that: Ctrl-C is heard again
     heard = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
-    run = process("demo", *files, "--peer-seconds", 1000, preexec_fn=heard)
-    assert "agree" in run.stderr.readline()
+    run = process(command, *line, preexec_fn=heard)
+    assert any(begun in line for line in run.stderr)
     run.send_signal(kind)
     err = run.stderr.read()
     assert (run.wait(120), err) == (code, words)
-    assert left_in(tmp_path) == ["long.wav"]
+    assert (tmp_path / "out").exists() == (left is not None) and (left is None or left_in(tmp_path / "out") == left)

@@ -8,7 +8,7 @@ import torch
 
 import fastvoc
 from fastvoc.audio import MelConfig, read_wav, write_wav
-from fastvoc.models import Preprocessing, WaveNet
+from fastvoc.models import DiffWave, ParallelWaveGAN, Preprocessing, WaveNet
 from tests.goldens import Golden
 
 RATE, HOP, BANDS = 4000, 6, 10
@@ -119,6 +119,76 @@ def test_statistics_are_applied_once(tmp_path, call):
     assert call("synth", tmp_path / "done.npy", "-o", tmp_path / "b.wav", *line, "--normalised")[0] == 0
     a, b = (read_wav(tmp_path / f"{name}.wav", model.sample_rate)[0] for name in "ab")
     assert np.abs(a - b).max() < 1e-3 and a.std() > 0
+
+
+SMALL = {
+    "wavenet": lambda: WaveNet(
+        out_channels=16, layers=2, stacks=1, residual_channels=4, gate_channels=8, skip_out_channels=4, kernel_size=2,
+        cin_channels=-1,
+    ),
+    "parallel_wavegan": lambda: ParallelWaveGAN(
+        layers=2, stacks=1, residual_channels=4, gate_channels=8, skip_channels=4, aux_channels=0,
+    ),
+    "diffwave": lambda: DiffWave(n_mels=0, layers=2, residual_channels=4, audio_len=50),
+    "diffwave of classes": lambda: DiffWave(n_mels=0, n_labels=3, layers=2, residual_channels=4),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", SMALL)
+def test_a_model_that_takes_no_mel(tmp_path, call, kind):
+    """--seconds and no input: what infer(n_samples=…) gives, at the model's rate or at --rate."""
+    torch.manual_seed(0)
+    model = SMALL[kind]().eval()
+    model.save_pretrained(tmp_path / "model")
+    out, line = tmp_path / "x.wav", ["--model", tmp_path / "model", "--seed", 5]
+    label = ["--label", 2] if kind.endswith("classes") else []
+    given = {"label": torch.tensor([2])} if label else {}
+
+    def heard(n_samples, rate):
+        want = model.infer(n_samples=n_samples, seed=5, threads=1, **given)[0].numpy()
+        got, own = read_wav(out)
+        assert (own, len(got)) == (rate, n_samples) and np.abs(got - np.clip(want, -1, 1)).max() < 1e-4 and got.std() > 0
+
+    code, err = call("synth", "-o", out, "--seconds", 0.03, *line, *label)
+    assert code == 1 and "comes without a sample rate" in err and "--rate HZ" in err
+    code, err = call("synth", "-o", out, "--seconds", 0.03, "--rate", RATE, *line, *label)
+    assert code == 0 and "0.03 s of sound" in err
+    heard(120, RATE)
+
+    model.preprocessing = Preprocessing(MEL)
+    model.save_pretrained(tmp_path / "model")
+    code, err = call("synth", "-o", out, *line, *label, "--overwrite")
+    if kind == "diffwave":  # which knows its length
+        assert code == 0
+        heard(50, RATE)
+    else:
+        assert code == 1 and "does not say how long" in err and "--seconds" in err
+    assert call("synth", "-o", out, "--seconds", 0.02, *line, *label, "--overwrite")[0] == 0
+    heard(80, RATE)
+
+    out.unlink()
+    for more, words in (
+        (["--seconds", 0.02, "--rate", 8000], f"works at {RATE} Hz, not 8000"),
+        ([tmp_path / "clip.wav"], "takes no mel, but"),
+        ([tmp_path / "clip.wav", "--seconds", 1], "takes no mel, but"),
+    ):
+        code, err = call("synth", *more, "-o", out, *line, *label)
+        assert code == 1 and words in err and err.count("error:") == 1 and not out.exists()
+    assert "is a .wav or .flac file\n" in call("synth", "-o", tmp_path, "--seconds", 0.02, *line)[1]
+
+
+def test_a_model_that_takes_a_mel_wants_an_input(tmp_path, call, wavenet):
+    line = ["-o", tmp_path / "x.wav", "--model", wavenet]
+    for more, words in (
+        ([], "makes sound from a mel, and no input is named"),
+        (["--seconds", 1], "makes sound from a mel, and no input is named"),
+        ([tmp_path / "clip.wav", "--seconds", 1], "--seconds: "),
+        ([tmp_path / "clip.wav", "--rate", RATE], "--rate: "),
+        ([tmp_path / "clip.wav", "--label", 1], "--label: a wavenet model takes no label"),
+    ):
+        code, err = call("synth", *more, *line)
+        assert code == 1 and words in err and err.count("error:") == 1 and not (tmp_path / "x.wav").exists()
+    assert call("synth", "--seconds", 0, *line)[0] == call("synth", "--rate", 0.5, *line)[0] == 2
 
 
 @pytest.mark.parametrize("line, words", [

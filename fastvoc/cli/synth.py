@@ -1,4 +1,4 @@
-"""fastvoc synth: sound from mel files, or from wavs whose mel it extracts first, with any of the models."""
+"""fastvoc synth: sound from mel files, from wavs whose mel it extracts first, or from noise alone, with any of the models."""
 
 import argparse
 import inspect
@@ -25,8 +25,10 @@ from fastvoc.cli.options import (
     check_folder,
     checked_device,
     is_done,
+    positive,
     reader_options,
     use_threads,
+    whole,
 )
 from fastvoc.cli.terminal import progress_bar, report
 from fastvoc.errors import BackendUnavailableError, ConfigError, DeviceError
@@ -39,8 +41,9 @@ FATAL = BrokenPipeError, BackendUnavailableError, ConfigError, DeviceError  # wh
 
 def add(commands) -> None:
     parser = add_command(commands, "synth", run, "sound from mels (.npy), or from wavs whose mel is extracted first")
-    parser.add_argument("inputs", nargs="+", type=Path, metavar="IN",
-                        help="a wav, or a .npy of (n_mels, n_frames) log-mel values in the model's convention")
+    parser.add_argument("inputs", nargs="*", type=Path, metavar="IN",
+                        help="a wav, or a .npy of (n_mels, n_frames) log-mel values in the model's convention; none for a "
+                        "model that takes no mel")
     parser.add_argument("-o", "--out", required=True, metavar="OUT",
                         help="a .wav or .flac file; for several inputs a folder")
     parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="a model folder or a checkpoint file")
@@ -48,8 +51,14 @@ def add(commands) -> None:
                         help="the .npy has the model's statistics applied; what `fastvoc mel` writes says so itself")
     parser.add_argument("--fail-fast", action="store_true", help="stop at the first input that fails (else go on)")
     add_reader_options(parser)
+    unconditional = parser.add_argument_group("a model that takes no mel")
+    unconditional.add_argument("--seconds", type=positive, metavar="S", help="of sound to make (default: the model's own length)")
+    unconditional.add_argument("--rate", type=whole(1, 10**6), metavar="HZ",
+                               help="sample rate of what comes out, where the model does not name it")
     family = parser.add_argument_group("options that some families take")
     family.add_argument("--speaker", type=int, metavar="N", help="for a model trained with speakers")
+    family.add_argument("--label", type=whole(0, 2**31 - 1), metavar="N",
+                        help="DiffWave: the class, for a model trained with classes")
     family.add_argument("--temperature", type=float, metavar="T",
                         help="WaveNet, Parallel WaveNet: 0 takes the most probable value (default: the model's own)")
     family.add_argument("--sigma", type=float, metavar="S", help="WaveGlow: deviation of the noise (default: 0.6)")
@@ -68,13 +77,14 @@ def run(options) -> int:
     threads, device = use_threads(options), checked_device(options)
     with fastvoc.backend(options.backend) if options.backend else nullcontext():
         model = fastvoc.load(options.model, device, options.precision, **reader_options(options))
-        generation, denoise = _generation(model, threads, options), _denoiser(model, options.denoise)
+        rate = _sample_rate(model, options)
+        generation, denoise = _generation(model, threads, rate, options), _denoiser(model, options.denoise)
         failures = []
         for source, target in jobs:
             if is_done(target, options):
                 continue
             try:
-                _synthesise(source, target, model, generation, denoise, options)
+                _synthesise(source, target, model, generation, denoise, rate, options)
             except Exception as fault:
                 if options.debug or isinstance(fault, FATAL):
                     raise
@@ -87,14 +97,50 @@ def run(options) -> int:
     return 1 if failures else 0
 
 
-def _generation(model, threads: int, options) -> dict:
+def _sample_rate(model, options) -> int:
+    """Of what will come out. Raises ConfigError unless the model and the call agree on whether there is a mel."""
+    name = f"{options.model}: this {model.family} model"
+    if model.n_mels:
+        if not options.inputs:
+            raise ConfigError(f"{name} makes sound from a mel, and no input is named", hint="Name a wav, or a .npy with the mel.")
+        for option in ("seconds", "rate"):
+            if getattr(options, option) is not None:
+                raise ConfigError(f"--{option}: {name} takes a mel, which tells it")
+    elif options.inputs:
+        hint = "Leave the inputs out; --seconds says how much it generates."
+        if model.family == "wavenet":  # it may be nv-wavenet's export
+            hint += " Of nv-wavenet, name the training checkpoint (wavenet_*): an export has no upsampler."
+        raise ConfigError(f"{name} takes no mel, but {options.inputs[0]} was given", hint=hint)
+    if model.sample_rate is None:
+        if model.n_mels:
+            raise ConfigError(
+                f"{options.model} does not say which recordings and mels it was trained on",
+                hint="Save it with model.preprocessing set, which writes preprocessor_config.json.",
+            )
+        if options.rate is None:
+            raise ConfigError(f"{name} comes without a sample rate", hint="Pass --rate HZ.")
+        return options.rate
+    if options.rate not in (None, model.sample_rate):
+        raise ConfigError(f"--rate: {name} works at {model.sample_rate} Hz, not {options.rate}")
+    return model.sample_rate
+
+
+def _generation(model, threads: int, rate: int, options) -> dict:
     """What `infer` is given beside the mel. Raises ConfigError for an option that this model's does not take."""
     known = inspect.signature(model.infer).parameters
-    given = {name: getattr(options, name) for name in ("speaker", "temperature", "sigma", "schedule")}
+    given = {name: getattr(options, name) for name in ("speaker", "label", "temperature", "sigma", "schedule")}
     given = {name: value for name, value in given.items() if value is not None}
     for name in given:
         if name not in known:
             raise ConfigError(f"--{name}: a {model.family} model takes no {name}")
+    if "label" in given:
+        given["label"] = torch.tensor([given["label"]], device=next(model.parameters()).device)
+    if not model.n_mels:
+        own = getattr(model.config, "audio_len", None)
+        if options.seconds is None and own is None:
+            raise ConfigError(f"{options.model}: this {model.family} model does not say how long its sound is",
+                              hint="Pass --seconds S.")
+        given["n_samples"] = own if options.seconds is None else max(1, round(options.seconds * rate))
     return {"seed": options.seed, "precision": options.precision, "threads": threads, **given}
 
 
@@ -110,41 +156,32 @@ def _denoiser(model, strength: float | None):
     return lambda wave: denoiser(wave, strength)[:, 0]
 
 
-def _synthesise(source: Path, target: Path, model, generation: dict, denoise, options) -> None:
-    mel, rate, normalised = _features(source, model, options)
+def _synthesise(source: Path | None, target: Path, model, generation: dict, denoise, rate: int, options) -> None:
+    """source None: from noise alone."""
+    mel, normalised = (None, False) if source is None else _features(source, model, options)
     known = inspect.signature(model.infer).parameters
     if normalised and "normalised" in known:  # the model has the statistics, not its mel convention
         generation = {**generation, "normalised": True}
-    with progress_bar(options, source.name, "step" if "schedule" in known else "sample") as update:
-        wave = model.infer(mel[None], **generation, progress=update)
+    with progress_bar(options, (source or target).name, "step" if "schedule" in known else "sample") as update:
+        wave = model.infer(None if mel is None else mel[None], **generation, progress=update)
     if denoise is not None:
         wave = denoise(wave)
-    wav = model.preprocessing.from_model(wave[0].cpu().numpy())
+    wav = wave[0].cpu().numpy()
+    wav = wav if model.preprocessing is None else model.preprocessing.from_model(wav)
     target.parent.mkdir(exist_ok=True)
     write_wav(target, wav, rate)
     log.info("%s: %.2f s of sound", target, len(wav) / rate)
 
 
-def _features(source: Path, model, options) -> tuple[Tensor, int, bool]:
-    """The mel as the model takes it, the sample rate of what will come out, and whether statistics are applied."""
-    if not model.n_mels:
-        own = f"{options.model}: this {model.family} model takes no mel"
-        if model.family == "wavenet":  # nv-wavenet's export, or one without any conditioning
-            raise ConfigError(own, hint="Of nv-wavenet, name the training checkpoint (wavenet_*): an export has no upsampler.")
-        raise ConfigError(own, hint="It generates from noise alone: model.infer(n_samples=…) in Python.")
-    if model.preprocessing is None:
-        raise ConfigError(
-            f"{options.model} does not say which recordings and mels it was trained on",
-            hint="Save it with model.preprocessing set, which writes preprocessor_config.json.",
-        )
-    config = model.preprocessing.mel
+def _features(source: Path, model, options) -> tuple[Tensor, bool]:
+    """The mel as the model takes it, and whether statistics are applied."""
     if source.suffix == ".npy":
-        mel, normalised = read_mel(source, model, options.normalised)
-        return mel, config.sample_rate, normalised
+        return read_mel(source, model, options.normalised)
+    config = model.preprocessing.mel
     wav, _ = read_wav(source, sample_rate=config.sample_rate, resample=options.resample, mix=options.mix)
     with torch.inference_mode():
         mel = model.preprocessing.features(wav)
-    return mel.to(next(model.parameters()).device), config.sample_rate, config.mean is not None
+    return mel.to(next(model.parameters()).device), config.mean is not None
 
 
 def _write_failures(path: Path, failures: list[dict], n_jobs: int) -> None:
@@ -167,14 +204,15 @@ def _schedule(text: str):
         raise argparse.ArgumentTypeError(f"{text!r} is neither full, fast, nor numbers with commas between") from None
 
 
-def _jobs(inputs: list[Path], out: str) -> list[tuple[Path, Path]]:
+def _jobs(inputs: list[Path], out: str) -> list[tuple[Path | None, Path]]:
     """(input, output) pairs; raises where two inputs would meet in one output, or the output cannot be written."""
     target = Path(out)
-    if len(inputs) == 1 and not target.is_dir() and not out.endswith(os.sep):
-        if target.suffix.lower() not in (".wav", ".flac"):
-            raise ConfigError(f"cannot write {target}: the output is a .wav or .flac file, or a folder that exists")
+    if not inputs or (len(inputs) == 1 and not target.is_dir() and not out.endswith(os.sep)):
+        if target.suffix.lower() not in (".wav", ".flac") or target.is_dir():
+            folder = ", or a folder that exists" if inputs else ""
+            raise ConfigError(f"cannot write {target}: the output is a .wav or .flac file{folder}")
         check_folder(target.parent)
-        return [(inputs[0], target)]
+        return [(inputs[0] if inputs else None, target)]
     check_folder(target, may_be_made=True)
     jobs = [(source, target / f"{source.stem}.wav") for source in inputs]
     taken = {}
