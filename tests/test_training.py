@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import os
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from fastvoc.models import Preprocessing, WaveNet, load
 from fastvoc.training.make_speech import TEXT
 from fastvoc.training.task import Draws
 from fastvoc.training.trainer import OPTIONS, TASKS, Trainer, fixed, learning_rate
+from fastvoc.training.wavenet import WaveNetTask
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).parent.parent
@@ -270,6 +272,25 @@ def test_a_frozen_network_passes_gradients_on_and_takes_none():
     layer, x = torch.nn.Linear(3, 3), torch.randn(2, 3, requires_grad=True)
     fixed(layer)(x).sum().backward()
     assert x.grad.abs().sum() > 0 and layer.weight.grad is None
+
+
+def test_dither_goes_to_inputs_and_targets_alike():
+    """Of silence: a predictor that answers its input, the sample before, must see the noise, and be judged by it."""
+    recipe = {**RECIPE, "model": {**RECIPE["model"], "scalar_input": True, "out_channels": 2, "output_distribution": "Normal"}}
+    seen = []
+
+    def predict(x, mel):
+        seen.append(x[:, 0])
+        return torch.stack([x[:, 0], torch.full_like(x[:, 0], -4.0)], 1)
+
+    losses = {}
+    for dither in (0.0, 0.1):
+        task = WaveNetTask({**recipe, "training": {**recipe["training"], "dither": dither}})
+        draws = Draws(0, 0, 2)
+        losses[dither] = float(task.losses("model", {"model": predict}, torch.zeros(2, 4000), None, draws, 0)["likelihood"])
+    assert not seen[0].any() and abs(float(seen[1].std()) - 0.1) < 0.01
+    # the difference of two neighbours has twice the variance
+    assert losses[0.1] - losses[0.0] == pytest.approx(0.1**2 / math.exp(-8), rel=0.05)
 
 
 def test_draws_do_not_depend_on_who_shares_the_batch():

@@ -25,7 +25,9 @@ class WaveNetTask(Task):
         """Mean negative log likelihood. The input carries noise of up to ±input_noise µ-law steps.
 
         The noise teaches the network to recover from its own errors when it runs free: without it each sampling error
-        moves the next inputs away from anything seen in training.
+        moves the next inputs away from anything seen in training. Scalar inputs have `dither` instead, normal noise of that
+        deviation on inputs and targets alike: exact digital silence has an unbounded likelihood, and the step out of it
+        an unbounded loss.
         """
         return {"likelihood": self._loss(networks["model"], waves, mels, draws, self.options.get("input_noise", 0))}
 
@@ -34,6 +36,7 @@ class WaveNetTask(Task):
 
     def _loss(self, model, waves: Tensor, mels: Tensor, draws: Draws, input_noise: int) -> Tensor:
         if self.config.scalar_input:
+            waves = waves + self.options.get("dither", 0.0) * draws.normal(waves.shape[1])
             inputs = _shifted(waves, 0.0).unsqueeze(1)
             return SCALAR_LOSSES[self.config.head](model(inputs, mels), waves, reduction="mean")
         A = self.config.out_channels
