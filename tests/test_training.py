@@ -1,6 +1,7 @@
 """The trainer: learns, resumes as if it had never stopped, keeps what it has when interrupted, shares its batch."""
 
 import copy
+import importlib.util
 import json
 import math
 import os
@@ -291,6 +292,16 @@ def test_dither_goes_to_inputs_and_targets_alike():
     assert not seen[0].any() and abs(float(seen[1].std()) - 0.1) < 0.01
     # the difference of two neighbours has twice the variance
     assert losses[0.1] - losses[0.0] == pytest.approx(0.1**2 / math.exp(-8), rel=0.05)
+
+
+def test_without_matplotlib_a_training_has_no_picture_but_everything_else(data, tmp_path, monkeypatch, caplog):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *args: None if name == "matplotlib" else find(name, *args))
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    Trainer(RECIPE, data, tmp_path).train(20)
+    assert not (tmp_path / "curve.png").exists() and "matplotlib is not installed" in caplog.text
+    assert "validation_loss" in (tmp_path / "log.jsonl").read_text() and load(tmp_path / "model")
 
 
 def test_draws_do_not_depend_on_who_shares_the_batch():

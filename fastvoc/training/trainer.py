@@ -2,7 +2,7 @@
 
     OUT/state.pt      networks, averaged model, optimisers, step: what a resumed training needs
     OUT/log.jsonl     one line per report: step, loss and its parts, validation loss, learning rate, seconds
-    OUT/curve.png     the losses so far
+    OUT/curve.png     the losses so far, where matplotlib is installed
     OUT/model/        the averaged weights as a fastvoc model folder, ready to load
     OUT/samples/      what the averaged model says when it runs free
 
@@ -11,6 +11,7 @@ family trains, and on which losses, is its Task's (task.py).
 """
 
 import ctypes
+import importlib.util
 import json
 import logging
 import pickle
@@ -133,6 +134,9 @@ class Trainer:
         called = {name: torch.compile(module) if compile else module for name, module in self.modules.items()}
         self.networks = {name: processes.shared(module, n_processes) for name, module in called.items()}
         self.out.mkdir(parents=True, exist_ok=True)
+        self.draws_curve = importlib.util.find_spec("matplotlib") is not None
+        if not self.draws_curve:
+            log.warning("curve.png is not drawn: matplotlib is not installed; log.jsonl has its numbers")
         if state:
             self._resume(state)
         _keep_freed_memory()
@@ -282,7 +286,7 @@ class Trainer:
         rows = [r for r in rows if r["step"] < row["step"]] + [row]  # a resumed training repeats its last steps
         with atomic_path(path) as temporary:
             temporary.write_text("".join(json.dumps(r) + "\n" for r in rows))
-        if "validation_loss" in row:
+        if "validation_loss" in row and self.draws_curve:
             plot_curve(rows, self.out / "curve.png", self.task.loss_unit)
 
 
