@@ -3,6 +3,8 @@
 The upsampling networks are tested with the engine that runs them, in test_wavenet_generate.py.
 """
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,7 +18,7 @@ from fastvoc.layers import (
     GatedActivation,
     UpsampleNetwork,
 )
-from fastvoc.layers.upsample import at_frame_rate, at_sample_rate
+from fastvoc.layers.upsample import at_frame_rate, at_sample_rate, stretched
 
 SHAPES = [(1, 1, 1, 1, 1), (3, 5, 2, 1, 1), (4, 6, 3, 4, 2), (6, 6, 5, 7, 6)]  # in, out, kernel, dilation, groups
 
@@ -193,13 +195,37 @@ def test_samples_as_sums_of_few_frames(network):
             assert low_rate.taps.shape[1] <= min(12, n_frames + 2 * network.context) and low_rate.frames.shape[1] <= c.shape[2]
 
 
+@pytest.mark.parametrize("network", [
+    ConvInUpsampleNetwork([4, 4], cin_channels=3, cin_pad=2), UpsampleNetwork([2, 4, 2], cin_pad=1), UpsampleNetwork([16]),
+    UpsampleNetwork([4, 4], mode="bilinear"), UpsampleNetwork([4, 4], mode="bicubic", use_causal_conv=True),
+    ConvInUpsampleNetwork([5, 4], cin_channels=3, cin_pad=1, use_causal_conv=True), UpsampleNetwork([1, 17], mode="area"),
+])  # fmt: skip
+def test_projections_at_frame_rate_and_their_gradients(network):
+    """And no frame outside `seen` matters."""
+    torch.manual_seed(0)
+    network = copy.deepcopy(network).double()
+    for p in network.parameters():
+        torch.nn.init.normal_(p, 0, 0.5)
+    weight = torch.randn(5, 3).double()
+    low, high = getattr(network, "upsample", network).seen
+    for n_frames in (1, 2, 7, 23):
+        c = torch.randn(2, 3, n_frames + 2 * network.context).double().requires_grad_()
+        inputs, dy = (c, *network.parameters()), torch.randn(2, n_frames * network.scale, 5).double()
+        want, cond = F.linear(network(c).transpose(1, 2), weight), stretched(network, c)
+        ours = cond.linear(weight)
+        assert cond.shape == (2, n_frames * network.scale, 3) and cond.blocks.shape[2] == high - low + 1 <= 9
+        torch.testing.assert_close(ours, want)
+        for a, b in zip(torch.autograd.grad(ours, inputs, dy), torch.autograd.grad(want, inputs, dy)):
+            torch.testing.assert_close(a, b)
+
+
 def test_what_is_not_a_sum_of_few_frames():
     c = torch.randn(1, 3, 9)
     rough = UpsampleNetwork([4, 4], "LeakyReLU", {"negative_slope": 0.4})
     with torch.inference_mode():
         for network in (None, rough, UpsampleNetwork([4, 4], freq_axis_kernel_size=3), UpsampleNetwork([4]),
                         ConvTranspose2dUpsampleNetwork([4, 4])):  # fmt: skip
-            assert at_frame_rate(network, c, 0, 9) is None
+            assert at_frame_rate(network, c, 0, 9) is None and stretched(network, c) is None
         assert at_frame_rate(UpsampleNetwork([4, 4]), c, 0, 9) is not None
     assert at_frame_rate(UpsampleNetwork([4, 4]), c, 0, 9) is None  # with a gradient
 

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fastvoc._op import forced_backend
 from fastvoc.errors import ConfigError, ShapeError
+from fastvoc.layers.upsample import Stretched, projected
 from fastvoc.ops.gated_residual import gated_residual
 from fastvoc.ops.gated_residual_stack import Interpolated, Projected, StackWeights, gated_residual_stack
 
@@ -31,7 +32,8 @@ class GatedResidualLayer(nn.Module):
 class GatedResidualStack(nn.Module):
     """x (B, T, R), cond (B, T, C), step (B, L, R) -> Σ skips (B, T, S); for skip_channels = 0 the last x (B, T, R).
 
-    With cond_per_layer, cond is (L, B, T, C), or a sequence of L tensors (B, T, C). The residual rows of the last layer's
+    cond may also be Stretched (layers/upsample.py): the projections are then made at the frames' rate. With cond_per_layer,
+    cond is (L, B, T, C), or a sequence of L tensors (B, T, C). The residual rows of the last layer's
     `out` go nowhere; they are there so that all layers are alike.
 
     recompute = True: a training step keeps of every layer its input alone and computes the gate's inputs and the
@@ -75,7 +77,7 @@ class GatedResidualStack(nn.Module):
         self._plans: dict = {}
 
     def forward(
-        self, x: Tensor, cond: Tensor | Sequence[Tensor] | None = None, step: Tensor | None = None
+        self, x: Tensor, cond: Tensor | Stretched | Sequence[Tensor] | None = None, step: Tensor | None = None
     ) -> Tensor:
         self._check(x, cond, step)
         layer = partial(checkpoint, self._layer, use_reentrant=False) if self.recompute else self._layer
@@ -95,7 +97,7 @@ class GatedResidualStack(nn.Module):
             layer.conv.bias,
             layer.out.weight[:, :, 0],
             layer.out.bias,
-            None if layer.cond is None else F.linear(cond, layer.cond.weight[:, :, 0]),
+            None if layer.cond is None else projected(cond, layer.cond.weight[:, :, 0]),
             step,
             dilation=self.dilations[l],
             causal=self.causal,
@@ -114,7 +116,7 @@ class GatedResidualStack(nn.Module):
         if cond is not None and (isinstance(cond, Tensor | Projected) or not self.cond_per_layer):
             each = B, T, self.cond_channels
             expected = (len(self.dilations), *each) if self.cond_per_layer else each
-            shaped = isinstance(cond, Tensor | Interpolated | Projected)
+            shaped = isinstance(cond, Tensor | Interpolated | Projected | Stretched)
             if not shaped or tuple(cond.shape) != expected:
                 got = tuple(cond.shape) if shaped else f"a {type(cond).__name__}"
                 raise ShapeError(f"cond is {got}, expected {expected}")

@@ -7,6 +7,7 @@ and the whole mel has to be there first.
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -51,6 +52,46 @@ def at_frame_rate(network: nn.Module | None, c: Tensor, low: int, high: int) -> 
     frames = c[:, :, start : end + context]
     frames = frames if mixer is None else mixer.frames(frames)
     return Interpolated(frames.transpose(1, 2).contiguous(), first - start, taps)
+
+
+@dataclass
+class Stretched:
+    """Conditioning at sample rate that is kept as frames, with gradients: c(frame i) = blocks[i] @ frames[i … i + width - 1].
+
+    W·c is then blocks @ (W·frames): a projection costs as much as if there were `width` bands, and needs none of c's memory.
+    """
+
+    frames: Tensor  # (B, n + width - 1, C)
+    blocks: Tensor  # (n, scale, width)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(B, T, C): of what it stands for"""
+        return self.frames.shape[0], self.blocks.shape[0] * self.blocks.shape[1], self.frames.shape[2]
+
+    def linear(self, weight: Tensor) -> Tensor:
+        """F.linear(c, weight): (B, T, out)"""
+        windows = F.linear(self.frames, weight).unfold(1, self.blocks.shape[2], 1)  # (B, n, out, width)
+        return (self.blocks @ windows.transpose(2, 3)).flatten(1, 2)
+
+
+def stretched(network: nn.Module | None, c: Tensor) -> Stretched | None:
+    """network(c) for a training's projections. None where the network is not linear in time, and where it would not pay."""
+    mixer = network if isinstance(network, ConvInUpsampleNetwork) else None
+    stretch = network if mixer is None else mixer.upsample
+    if not isinstance(stretch, UpsampleNetwork) or not stretch.is_linear_in_time or stretch.scale < 16:
+        return None
+    low, high = stretch.seen
+    frames = (c if mixer is None else mixer.frames(c)).transpose(1, 2)
+    frames = F.pad(frames, (0, 0, -low, high))
+    n = frames.shape[1] - (high - low)
+    context = stretch.context
+    return Stretched(frames[:, context : frames.shape[1] - context], stretch.time_blocks(n - 2 * context))
+
+
+def projected(cond: Tensor | Stretched, weight: Tensor) -> Tensor:
+    """cond (B, T, C), weight (out, C) -> (B, T, out)"""
+    return cond.linear(weight) if isinstance(cond, Stretched) else F.linear(cond, weight)
 
 
 def negative_slope(activation: nn.Module | None) -> float | None:
@@ -121,25 +162,58 @@ class UpsampleNetwork(nn.Module):
         self.is_linear_in_time = freq_axis_kernel_size == 1 and name == "none"
 
     def forward(self, c: Tensor) -> Tensor:
+        samples = self._whole(c)
+        return samples[:, :, self.indent : -self.indent] if self.indent else samples
+
+    def _whole(self, c: Tensor) -> Tensor:
+        """The context's samples included."""
         c = c.unsqueeze(1)
         for layer in self.up_layers:
             length = c.shape[3]
             c = layer(c)
             if self.use_causal_conv and isinstance(layer, nn.Conv2d):
                 c = c[..., :length]  # a causal convolution: zeros before the signal, the tail cut
-        c = c.squeeze(1)
-        return c[:, :, self.indent : -self.indent] if self.indent else c
+        return c.squeeze(1)
+
+    @property
+    def seen(self) -> tuple[int, int]:
+        """(first, last) frame, counted from itself, that one frame's samples depend on: (-2, 2), say."""
+        low, high = 0, self.scale - 1
+        for scale, stretch in zip(reversed(self.scales), reversed([m for m in self.up_layers if isinstance(m, Stretch2d)])):
+            low, high = (low - 2 * scale, high) if self.use_causal_conv else (low - scale, high + scale)
+            beside = {"bilinear": 1, "bicubic": 2}.get(stretch.mode, 0)
+            low, high = low // scale - beside, high // scale + beside
+        return low, high
 
     @property
     def reach(self) -> int:
         """Frames on each side, at most, that one frame's samples depend on."""
-        # Of a stage: its convolution's 1, or causal 2 frames of its input, and the interpolation's 1, or bicubic 2
-        return math.ceil(sum(4 / math.prod(self.scales[:i]) for i in range(len(self.scales))))
+        low, high = self.seen
+        return max(-low, high)
 
     def time_matrix(self, n_frames: int) -> Tensor:
         """(n_frames, n_samples) with forward(c) = c @ time_matrix, where the network acts on time alone."""
         weight = self.up_layers[1].weight
         return self(torch.eye(n_frames, dtype=weight.dtype, device=weight.device)[None])[0]
+
+    def time_blocks(self, n: int) -> Tensor:
+        """(n, scale, width): frame i's samples from frames i + seen[0] … i + seen[1] of the whole input, context included,
+        for n frames of output. With gradients. Where a block sees beyond an end it holds zeros.
+        """
+        # A frame further than `reach` from both ends sees no end: the middle one of a short signal stands for all of these
+        (low, high), whole = self.seen, n + 2 * self.context
+        short = min(whole, 2 * self.reach + 1)
+        weight = self.up_layers[1].weight
+        matrix = self._whole(torch.eye(short, dtype=weight.dtype, device=weight.device)[None])[0]
+        matrix = F.pad(matrix.unflatten(1, (short, self.scale)), (0, 0, 0, 0, -low, high))
+        blocks = torch.stack([matrix[i : i + high - low + 1, i].t() for i in range(short)])
+        at = torch.arange(self.context, whole - self.context, device=weight.device)
+        return blocks[self._alike(at, whole, short)]
+
+    def _alike(self, at: Tensor, n_frames: int, short: int) -> Tensor:
+        """Frames of a short signal that see of its ends what frames `at` of a long one see of theirs."""
+        beyond = torch.where(at >= n_frames - self.reach, at - n_frames + short, self.reach)
+        return torch.where(at < self.reach, at, beyond)
 
     @torch.no_grad()
     def time_taps(self, n_frames: int, low: int, high: int) -> tuple[Tensor, Tensor]:
@@ -157,7 +231,7 @@ class UpsampleNetwork(nn.Module):
         first = first.clamp(max=used.shape[1] - width)
         taps = matrix.gather(1, first[:, None] + torch.arange(width))
         at = torch.arange(low, high)
-        alike = torch.where(at < self.reach, at, torch.where(at >= n - self.reach, at - n + short, self.reach))
+        alike = self._alike(at, n, short)
         first = first.unflatten(0, (short, self.scale))[alike] + (at - alike)[:, None]
         return first.flatten().int(), taps.unflatten(0, (short, self.scale))[alike].flatten(0, 1)
 

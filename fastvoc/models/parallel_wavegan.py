@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from fastvoc.errors import ConfigError, ShapeError
 from fastvoc.layers.gated_residual_stack import GatedResidualStack
 from fastvoc.layers.melgan import MelGANGenerator
-from fastvoc.layers.upsample import ConvInUpsampleNetwork, UpsampleNetwork, at_frame_rate, at_sample_rate
+from fastvoc.layers.upsample import ConvInUpsampleNetwork, UpsampleNetwork, at_frame_rate, at_sample_rate, stretched
 from fastvoc.models.vocoder import Lengths, Progress, Vocoder
 from fastvoc.ops.gated_residual_stack import Interpolated
 
@@ -144,7 +144,9 @@ class ParallelWaveGAN(Vocoder):
         T = n_frames · hop_length. A model without an upsampler takes c at sample rate, an unconditional one none.
         """
         x = self._first(z)
-        cond = None if c is None else self._at_sample_rate(c)
+        cond: Any = None if c is None else stretched(self.upsample_net, c)
+        if c is not None and cond is None:
+            cond = self._at_sample_rate(c)
         if cond is not None and cond.shape[1] != z.shape[2]:
             raise ShapeError(
                 f"the mel covers {cond.shape[1]} samples, z has {z.shape[2]}",

@@ -24,7 +24,14 @@ from torch import Tensor, nn
 import fastvoc
 from fastvoc.errors import ConfigError, ShapeError
 from fastvoc.layers.gated_residual_stack import GatedResidualStack
-from fastvoc.layers.upsample import NETWORKS, DeconvUpsampleNetwork, at_sample_rate
+from fastvoc.layers.upsample import (
+    NETWORKS,
+    DeconvUpsampleNetwork,
+    Stretched,
+    at_sample_rate,
+    projected,
+    stretched,
+)
 from fastvoc.models.vocoder import Lengths, Progress, Vocoder
 from fastvoc.models.wavenet import FRONT_ACTIVATIONS
 from fastvoc.ops.noise import logistic, normal
@@ -119,14 +126,14 @@ class Flow(nn.Module):
         self.hidden_cond = nn.Conv1d(C, config.head_channels, 1, bias=False) if config.head_conditioning else None
         self.last = nn.Conv1d(config.head_channels, 2, 1)
 
-    def forward(self, x: Tensor, cond: Tensor, run=None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, cond: Tensor | Stretched, run=None) -> tuple[Tensor, Tensor]:
         """run: what stands for the stack, (h, cond) -> (B, T, S)"""
         h = self.front(F.pad(x[:, None], (self.config.front_kernel - 1, 0))).transpose(1, 2)
         h = FRONT_ACTIVATIONS[self.config.front_activation](h).contiguous()
         h = F.relu((run or self.stack)(h, cond))
         h = F.linear(h, self.hidden.weight[:, :, 0], self.hidden.bias)
         if self.hidden_cond is not None:
-            h = h + F.linear(cond, self.hidden_cond.weight[:, :, 0])
+            h = h + projected(cond, self.hidden_cond.weight[:, :, 0])
         mean, scale = F.linear(F.relu(h), self.last.weight[:, :, 0], self.last.bias).unbind(2)
         if self.config.scale == "exp":
             return mean, scale
@@ -188,13 +195,14 @@ class ParallelWaveNet(Vocoder):
         mel  (B, n_mels, n_frames), context frames included
         -> x (B, T);  mean, log_scale (B, T - first_sample): of each sample but ClariNet's first, given the noise before it
         """
-        return self._flow(z, self.conditioning(mel))
+        cond = stretched(self.upsample_net, mel)
+        return self._flow(z, self.conditioning(mel) if cond is None else cond)
 
     def conditioning(self, mel: Tensor) -> Tensor:
         """(B, n_mels, n_frames) -> (B, T, cond_channels)"""
         return at_sample_rate(self.upsample_net, mel)
 
-    def _flow(self, z: Tensor, cond: Tensor, progress=None, **options) -> tuple[Tensor, Tensor, Tensor]:
+    def _flow(self, z: Tensor, cond: Tensor | Stretched, progress=None, **options) -> tuple[Tensor, Tensor, Tensor]:
         """options: of the stacks' `infer`, where nothing is to be trained; progress: called after each flow"""
         if z.dim() != 2 or z.shape[1] != cond.shape[1]:
             raise ShapeError(f"z is {tuple(z.shape)}, the mel covers {cond.shape[1]} samples; expected (B, T) of them")

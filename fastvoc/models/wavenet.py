@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fastvoc.errors import ConfigError, ShapeError
 from fastvoc.layers.residual_conv1d_glu import ResidualConv1dGLU
-from fastvoc.layers.upsample import NETWORKS
+from fastvoc.layers.upsample import NETWORKS, stretched
 from fastvoc.models.wavenet_infer import Generation
 from fastvoc.ops.wavenet_generate import WaveNetWeights
 
@@ -212,13 +212,10 @@ class WaveNet(Generation):
         weights = [layer.conv1x1c.weight[:, :, 0] for layer in self.conv_layers]
         biases = [layer.conv1x1c.bias for layer in self.conv_layers]
         network = self.upsample_net
-        if network is not None and getattr(network, "is_linear_in_time", False):
-            # W·up(c) = up(W·c): project at frame rate, then stretch; at 200 samples a frame the projection costs nothing
-            frames = network.frames(c) if hasattr(network, "frames") else c
-            stretch = getattr(network, "upsample", network).time_matrix(frames.shape[2]).t()  # (T, n_frames)
-            self._check_length(stretch.shape[0], T)
-            frames = frames.transpose(1, 2)
-            return [stretch @ F.linear(frames, w) + (0 if b is None else b) for w, b in zip(weights, biases)]
+        at_frame_rate = stretched(network, c)
+        if at_frame_rate is not None:
+            self._check_length(at_frame_rate.shape[1], T)
+            return [at_frame_rate.linear(w) + (0 if b is None else b) for w, b in zip(weights, biases)]
         samples = c if network is None else network(c)
         self._check_length(samples.shape[2], T)
         return [F.linear(samples.transpose(1, 2), w, b) for w, b in zip(weights, biases)]
