@@ -46,17 +46,22 @@ std::string widest_isa() {
   return best;
 }
 
-// f(first, last) over [0, n) on the set number of threads, in pieces of at least `grain` that begin at multiples of `align`.
+// f(thread, first, last) over [0, n) on the set number of threads, in pieces of at least `grain` that begin at multiples of `align`.
 template <class F>
-void parallel_ranges(std::int64_t n, std::int64_t grain, F f, std::int64_t align = 16) {
+void parallel_pieces(std::int64_t n, std::int64_t grain, F f, std::int64_t align = 16) {
   struct Context { F& f; std::int64_t n, align; int team; } context{f, n, align, 1};
   context.team = int(std::max<std::int64_t>(1, std::min<std::int64_t>(threads, n / grain)));
   fv::run_team(context.team, [](void* p, int i) {
     const Context& c = *static_cast<Context*>(p);
     const std::int64_t piece = ((c.n + c.team - 1) / c.team + c.align - 1) / c.align * c.align;
     const std::int64_t first = std::min(c.n, piece * i), last = std::min(c.n, first + piece);
-    if (first < last) c.f(first, last);
+    if (first < last) c.f(i, first, last);
   }, &context);
+}
+
+template <class F>
+void parallel_ranges(std::int64_t n, std::int64_t grain, F f, std::int64_t align = 16) {
+  parallel_pieces(n, grain, [&](int, std::int64_t first, std::int64_t last) { f(first, last); }, align);
 }
 
 constexpr std::int64_t kGrain = 16384;  // values a thread must have to be worth waking: some 10 µs of work
@@ -160,6 +165,49 @@ void gated_residual_backward(Address dx_out, Address dskip, Address u, Address a
       kernels().gated_residual_backward(job, phase, first, last);
     }, 1);
   }
+}
+
+std::int64_t gated_residual_bf16_bytes(bool gradient, std::int64_t B, std::int64_t T, int R, int H, int S, int k) {
+  fv::GatedResidualBf16 job{};
+  job.B = B, job.T = T, job.R = R, job.H = H, job.S = S, job.k = k;
+  return job.bytes(gradient, threads);
+}
+
+void run_bf16(const fv::GatedResidualBf16& job, std::initializer_list<fv::GatedResidualBf16::Phase> phases) {
+  using Job = fv::GatedResidualBf16;
+  const fv::CpuKernels& k = kernels();
+  k.gated_residual_bf16_pack(job, *phases.begin() != Job::kForward);
+  for (const Job::Phase phase : phases) {
+    const std::int64_t each = phase == Job::kReduce ? job.shares() * job.k * job.R : Job::kTile * job.n_weights();
+    parallel_pieces(job.units(phase), 1 + 1000000 / std::max<std::int64_t>(each, 1), [&](int thread, std::int64_t first, std::int64_t last) {
+      k.gated_residual_bf16(job, phase, thread, first, last);
+    }, 1);
+  }
+}
+
+void gated_residual_bf16(Address w_in, Address b_in, Address w_out, Address b_out, Address x, Address u, Address cond,
+                         Address x_out, Address skip, Address a, Address workspace, std::int64_t B, std::int64_t T, int R, int H,
+                         int S, int k, std::int64_t dilation, std::int64_t left, float rho) {
+  using Half = fv::GatedResidualBf16::bf16;
+  fv::GatedResidualBf16 job{B, T, R, H, S, k, dilation, left, rho};
+  job.w_in = (const float*)w_in, job.b_in = (const float*)b_in, job.w_out = (const float*)w_out, job.b_out = (const float*)b_out;
+  job.x = (const Half*)x, job.u = (const Half*)u, job.cond = (const Half*)cond;
+  job.x_out = (Half*)x_out, job.skip = (Half*)skip, job.a = (Half*)a, job.workspace = (char*)workspace;
+  run_bf16(job, {fv::GatedResidualBf16::kForward});
+}
+
+void gated_residual_bf16_backward(Address w_in, Address w_out, Address dx_out, Address dskip, Address u, Address a, Address da,
+                                  Address dx, Address dw_in, Address db_in, Address dw_out, Address db_out, Address du_sums,
+                                  Address workspace, std::int64_t B, std::int64_t T, int R, int H, int S, int k,
+                                  std::int64_t dilation, std::int64_t left, float rho) {
+  using Job = fv::GatedResidualBf16;
+  using Half = Job::bf16;
+  Job job{B, T, R, H, S, k, dilation, left, rho};
+  job.w_in = (const float*)w_in, job.w_out = (const float*)w_out;
+  job.dx_out = (const Half*)dx_out, job.dskip = (const Half*)dskip, job.u = (const Half*)u, job.a = (Half*)a;
+  job.da = (Half*)da, job.dx = (Half*)dx, job.dw_in = (float*)dw_in, job.db_in = (float*)db_in;
+  job.dw_out = (float*)dw_out, job.db_out = (float*)db_out, job.du_sums = (float*)du_sums, job.workspace = (char*)workspace;
+  run_bf16(job, {Job::kGate, Job::kReduce, Job::kInput});
 }
 
 void upsample_fir(Address in, Address weight, Address out, std::int64_t n_frames, std::int64_t first_in,
@@ -292,6 +340,11 @@ PYBIND11_MODULE(_C, m) {
   m.def("gated_activation_backward_cpu", gated_activation_backward, nogil());
   m.def("gated_residual_backward_cpu", gated_residual_backward, nogil());
   m.def("gated_residual_backward_tiles", fv::GatedResidualBackward::tiles_of);
+  m.def("gated_residual_bf16_unit", [] { return std::max(kernels().stack_layout.lanes, kernels().stack_layout.inputs_bf16); });
+  m.def("gated_residual_bf16_tile", [] { return fv::GatedResidualBf16::kTile; });
+  m.def("gated_residual_bf16_bytes", gated_residual_bf16_bytes);
+  m.def("gated_residual_bf16_cpu", gated_residual_bf16, nogil());
+  m.def("gated_residual_bf16_backward_cpu", gated_residual_bf16_backward, nogil());
   m.def("invertible_conv1x1_cpu", invertible_conv1x1, nogil());
   m.def("invertible_conv1x1_backward_cpu", invertible_conv1x1_backward, nogil());
   m.def("upsample_fir_cpu", upsample_fir, nogil());

@@ -34,6 +34,25 @@ def gated_residual_backward_cpu(
     rho: float, /,
 ) -> None: ...
 def gated_residual_backward_tiles(length: int, /) -> int: ...
+def gated_residual_bf16_unit() -> int:
+    """Channels are multiples of this"""
+
+def gated_residual_bf16_tile() -> int:
+    """Samples that share a row of du_sums"""
+
+def gated_residual_bf16_bytes(
+    gradient: bool, batch: int, length: int, residual: int, half_gate: int, skip: int, kernel: int, /
+) -> int: ...
+def gated_residual_bf16_cpu(
+    w_in: int, b_in: int, w_out: int, b_out: int, x: int, u: int, cond: int, x_out: int, skip: int, a: int, workspace: int,
+    batch: int, length: int, residual: int, half_gate: int, skip_channels: int, kernel: int, dilation: int, left: int,
+    rho: float, /,
+) -> None: ...
+def gated_residual_bf16_backward_cpu(
+    w_in: int, w_out: int, dx_out: int, dskip: int, u: int, a: int, da: int, dx: int, dw_in: int, db_in: int, dw_out: int,
+    db_out: int, du_sums: int, workspace: int, batch: int, length: int, residual: int, half_gate: int, skip_channels: int,
+    kernel: int, dilation: int, left: int, rho: float, /,
+) -> None: ...
 def invertible_conv1x1_cpu(w: int, x: int, y: int, n_items: int, channels: int, length: int, /) -> None: ...
 def invertible_conv1x1_backward_cpu(
     w: int, dy: int, x: int, dx: int, dw: int, n_items: int, channels: int, length: int, /

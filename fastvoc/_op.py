@@ -42,14 +42,16 @@ class Op:
     inputs     (*case, rand) -> arguments;  cases: name -> sizes, taken from real models
     public     of an operator with gradients: what users call, with the operator's arguments; tests of gradients use it
     length_at  the place of T in a case
+    cpu_dtypes what the cpu backend computes in
     """
 
     def __init__(
-        self, schema: str, *, reference, fake, inputs, cases, public=None, length_at: int = 2, **backends: Callable
-    ):
+        self, schema: str, *, reference, fake, inputs, cases, public=None, length_at: int = 2,
+        cpu_dtypes: tuple[torch.dtype, ...] = (torch.float32,), **backends: Callable,
+    ):  # fmt: skip
         self.name = schema.split("(")[0]
         self.reference, self.inputs, self.cases = reference, inputs, cases
-        self.public, self.length_at = public, length_at
+        self.public, self.length_at, self.cpu_dtypes = public, length_at, cpu_dtypes
         self.backends = {**backends, "reference": reference}
         self.order = {d: [(n, self.backends[n]) for n in names if n in self.backends] for d, names in ORDER.items()}
         _lib.define(schema, tags=(torch.Tag.needs_contiguous_strides, torch.Tag.pt2_compliant_tag))
@@ -193,16 +195,19 @@ def same_kind(op: str, **tensors: Tensor) -> None:
             )
 
 
-def autocast(policy: str) -> Callable[[Function], Function]:
+def autocast(policy: str, wide: tuple[str, ...] = ()) -> Callable[[Function], Function]:
     """A public function's behaviour under torch.autocast, which does not see our operators by itself.
 
     "lower"    float tensors go to autocast's dtype, as those of torch's matrix products do
     "float32"  they go to float32: what a likelihood or an inverse hangs on
     "widest"   they go to the widest dtype among them, as in torch's elementwise functions
+    wide: names of arguments that stay as they are, such as weights whose gradients are not to be rounded.
     float64 stays. Within the function autocast is off, so that a reference computes in what it was given.
     """
 
     def decorate(fn: Function) -> Function:
+        names = fn.__code__.co_varnames[1 : fn.__code__.co_argcount + fn.__code__.co_kwonlyargcount]
+
         @wraps(fn)
         def public(x: Tensor, *args, **kwargs):
             kind = "cuda" if x.is_cuda else "cpu"
@@ -211,9 +216,10 @@ def autocast(policy: str) -> Callable[[Function], Function]:
             floats = [a.dtype for a in (x, *args, *kwargs.values()) if isinstance(a, Tensor) and a.is_floating_point()]
             dtype = {"lower": torch.get_autocast_dtype(kind), "float32": torch.float32}.get(policy)
             dtype = dtype or reduce(torch.promote_types, floats)
-            cast = lambda a: a.to(dtype) if isinstance(a, Tensor) and a.dtype in _AUTOCAST else a
+            lowers = lambda a, name: isinstance(a, Tensor) and a.dtype in _AUTOCAST and name not in wide
+            cast = lambda a, name: a.to(dtype) if lowers(a, name) else a
             with torch.autocast(kind, enabled=False):
-                return fn(cast(x), *map(cast, args), **{name: cast(a) for name, a in kwargs.items()})
+                return fn(cast(x, ""), *map(cast, args, names), **{name: cast(a, name) for name, a in kwargs.items()})
 
         public.autocast = policy  # type: ignore[attr-defined]  # a function's type knows none
         return cast(Function, public)

@@ -277,7 +277,8 @@ def gated_residual_launch(
 
 
 def gated_residual_triton(x, w_in, b_in, w_out, b_out, cond, step, dilation, causal, rho, step_in_residual):
-    x, w_in, b_in, w_out, b_out, cond, step = accept(x, w_in, b_in, w_out, b_out, cond, step)
+    lower = (w.to(x.dtype) for w in (w_in, b_in, w_out, b_out))
+    x, w_in, b_in, w_out, b_out, cond, step = accept(x, *lower, cond, step)
     (B, T, R), G = x.shape, w_in.shape[0]
     new = lambda channels: torch.empty(B, T, channels, dtype=x.dtype, device=x.device)
     x_out, skip, a = new(R), new(w_out.shape[0] - R), new(G)

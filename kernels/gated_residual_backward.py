@@ -143,12 +143,13 @@ def weight_gradient(dy: Tensor, x: Tensor, step: Tensor | None, kernel: int, dil
 
 
 def gated_residual_backward_triton(dx_out, dskip, x, a, w_in, w_out, step, dilation, causal, rho, step_in_residual):
-    dx_out, dskip, x, a, w_in, w_out, step = accept(dx_out, dskip, x, a, w_in, w_out, step)
+    dtype = w_in.dtype
+    dx_out, dskip, x, a, w_in, w_out, step = accept(dx_out, dskip, x, a, w_in.to(x.dtype), w_out.to(x.dtype), step)
     (B, T, R), (G, _, k) = x.shape, w_in.shape
     H, S = G // 2, w_out.shape[0] - R
     like = lambda *shape, dtype=x.dtype: torch.empty(shape, dtype=dtype, device=x.device)
     if not x.numel():
-        dw_in, db_in, dw_out, db_out = (torch.zeros_like(w) for w in (w_in, w_in[:, 0, 0], w_out, w_out[:, 0]))
+        dw_in, db_in, dw_out, db_out = (torch.zeros_like(w, dtype=dtype) for w in (w_in, w_in[:, 0, 0], w_out, w_out[:, 0]))
         return like(B, T, R), dw_in, db_in, dw_out, db_out, like(B, T, G), torch.zeros(B, R, dtype=x.dtype, device=x.device)
     left = reach_left(k, dilation, causal)
     check_offsets(T, R, H, S, (k - 1) * dilation)
@@ -174,8 +175,8 @@ def gated_residual_backward_triton(dx_out, dskip, x, a, w_in, w_out, step, dilat
     dstep = _step_gradient(da, w_in, dilation, left)
     if step_in_residual:
         dstep += rho * dx_out.sum(1, dtype=torch.float64)
-    lower = lambda w: w.to(x.dtype)
-    return dx, lower(dw_in.permute(1, 2, 0)).contiguous(), lower(db_in), lower(dw_out), lower(db_out), da, lower(dstep)
+    of_weights = dw_in.permute(1, 2, 0), db_in, dw_out, db_out
+    return dx, *(w.to(dtype).contiguous() for w in of_weights), da, dstep.to(x.dtype)
 
 
 def _step_gradient(da: Tensor, w_in: Tensor, dilation: int, left: int) -> Tensor:

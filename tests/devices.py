@@ -38,16 +38,19 @@ def device_of(backend: str) -> str:
     return "cpu" if backend == "cpu" else "cuda"
 
 
-def dtypes_of(backend: str) -> list[torch.dtype]:
-    """Empty where the backend cannot run here."""
+def dtypes_of(backend: str, op) -> tuple[torch.dtype, ...] | list[torch.dtype]:
+    """Of an operator; empty where the backend cannot run here."""
     if backend == "cpu":
-        return [torch.float32]
+        return op.cpu_dtypes
     return [torch.float32, torch.float16, torch.bfloat16] if torch.cuda.is_available() else []
 
 
-def isas_of(backend: str) -> list[str]:
-    """The instruction sets to go through; for another backend the one in use."""
-    return ISAS if backend == "cpu" else [fastvoc.cpu_isa()]
+def isas_of(backend: str, dtype: torch.dtype, case: tuple) -> list[str]:
+    """The instruction sets to go through; for another backend the one in use. Emulated bf16 products take minutes on long cases."""
+    if backend != "cpu":
+        return [fastvoc.cpu_isa()]
+    long = dtype == torch.bfloat16 and max(case) > 2000
+    return [isa for isa in ISAS if not (long and isa.endswith("emulated"))]
 
 
 def as_double(args) -> list:

@@ -15,6 +15,7 @@ from fastvoc.ops.gated_residual import (
     gated_residual_fwd,
     gated_residual_reference,
 )
+from tests.devices import ISAS, running_on, threads
 from tests.test_ops import run_python
 
 
@@ -211,3 +212,122 @@ def test_reads_and_writes_nothing_outside():
             guards.clear()
         os._exit(0)
     """)
+
+
+def test_bf16_reads_and_writes_nothing_outside():
+    """The same for the layer in bf16, at the widths that it takes; its lengths around a tile of 256 and pairs of samples."""
+    run_python("""
+        import os
+        import numpy as np, torch
+        from fastvoc import _C
+        from fastvoc.ops.gated_residual import _inputs, _padding, gated_residual_backward_reference, gated_residual_reference
+        from tests.devices import ISAS, running_on
+        from tests.guards import Guards
+
+        torch.set_num_threads(1)
+        guards, rounded = Guards(), lambda t: t.bfloat16().float()
+        rand = lambda *shape: torch.randn(*shape)
+
+        def halves(t, at_end):
+            array = guards.bytes(2 * t.numel(), at_end).view(np.int16)
+            array[:] = t.bfloat16().flatten().view(torch.int16).numpy()
+            return array
+
+        widened = lambda array, like: torch.from_numpy(array.copy()).view(torch.bfloat16).float().view(like.shape)
+        for i, T in enumerate((1, 2, 31, 33, 255, 256, 257)):
+            for isa in ISAS:
+                with running_on(isa):
+                    n, at_end, k = _C.gated_residual_bf16_unit(), i % 2 == 0, 1 + i % 3
+                    R, H, S = n * (1 + i % 2), n, n * (i % 3)
+                    x, w_in, b_in, w_out, b_out, cond, _, dilation, causal, rho, _ = _inputs(
+                        1, T, R, H, S, k, 1 + i % 4, i % 3 == 1 or i % 2 == 0, True, False, rand=rand)
+                    x, cond, left = rounded(x), rounded(cond), _padding(k, dilation, causal)[0]
+                    sizes, tail = (1, T, R, H, S, k, dilation, left, rho), (dilation, causal, rho, False)
+                    want = gated_residual_reference(x, w_in, b_in, w_out, b_out, cond, None, *tail)
+                    weights = [guards.floats(w, at_end) for w in (w_in, b_in, w_out, b_out)]
+                    u, c = halves(x, at_end), halves(cond, at_end)
+                    x_out, skip, a = made = [halves(y * 0, at_end) for y in want]
+                    work = guards.bytes(_C.gated_residual_bf16_bytes(False, *sizes[:6]), at_end)
+                    work[:] = 255  # NaN: nothing may be read before it is written
+                    at = lambda *arrays: [array.ctypes.data for array in arrays]
+                    _C.gated_residual_bf16_cpu(*at(*weights, u, u, c, x_out, skip, a, work), *sizes)
+                    for got, y in zip(made, want):
+                        assert not y.numel() or (widened(got, y) - y).abs().max() < 0.1, (isa, T)
+                    dx_out, dskip = rounded(want[0]), rounded(want[1])
+                    gradients = gated_residual_backward_reference(dx_out, dskip, x, widened(a, want[2]), w_in, w_out, None, *tail)
+                    dx, dw_in, db_in, dw_out, db_out, da, _ = gradients
+                    half = [halves(y * 0, at_end) for y in (da, dx)]
+                    full = [guards.floats(w, at_end) for w in (dw_in, db_in, dw_out, db_out, torch.zeros(-(-T // 256), R))]
+                    work = guards.bytes(_C.gated_residual_bf16_bytes(True, *sizes[:6]), at_end)
+                    work[:] = 255
+                    given = at(weights[0], weights[2], halves(dx_out, at_end), halves(dskip, at_end), u, a)
+                    _C.gated_residual_bf16_backward_cpu(*given, *at(*half, *full, work), *sizes)
+                    found = widened(half[0], da), widened(half[1], dx), *map(torch.from_numpy, full)
+                    for got, y in zip(found, (da, dx, dw_in, db_in, dw_out, db_out)):
+                        assert (got - y).abs().max() < 0.02 * max(1, y.abs().max()), (isa, T)
+            guards.clear()
+        os._exit(0)
+    """)
+
+
+def parts_of(case, dtype):
+    """Inputs of a case in `dtype`, and a gradient of its outputs."""
+    *args, dilation, causal, rho, in_residual = gated_residual_fwd.make_args(case, torch.float32, "cpu")
+    leaves = [a.to(dtype).requires_grad_() for a in args if a is not None]
+    rng, S = torch.Generator().manual_seed(1), case[4]
+    dys = [torch.randn(*case[:2], n, generator=rng).to(dtype) for n in (case[2], S)]
+    return args, leaves, dys, (dilation, causal, rho, in_residual)
+
+
+@pytest.mark.parametrize("label", ["parallel wavegan layer, 1 s", "ragged", "causal, kernel 5", "shorter than its reach"])
+@pytest.mark.parametrize("isa", ISAS)
+def test_under_autocast_it_is_no_worse_than_torchs_convolutions(label, isa):
+    """bf16 samples, float32 weights with float32 gradients: against float64, beside torch's own layer under autocast."""
+    case = (2, 500, *CASES[label][2:]) if label.startswith("parallel") else CASES[label]
+
+    def gradients(layer, dtype, enabled):
+        args, leaves, dys, options = parts_of(case, dtype)
+        given = iter(leaves)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            ys = layer(*[None if a is None else next(given) for a in args], *options)
+        gradients = torch.autograd.grad(ys, leaves, [d.to(y.dtype) for d, y in zip(dys, ys, strict=True)])
+        return [t.detach() for t in (*ys, *gradients)]
+
+    ours = lambda *args: gated_residual(*args[:7], dilation=args[7], causal=args[8], rho=args[9], step_in_residual=args[10])
+    with running_on(isa), fastvoc.backend("cpu"):
+        got = gradients(ours, torch.float32, True)
+    theirs, exact = gradients(by_conv1d, torch.float32, True), gradients(by_conv1d, torch.float64, False)
+    assert got[0].dtype == got[1].dtype == torch.bfloat16
+    for a, b, c in zip(got, theirs, exact, strict=True):
+        floor = torch.finfo(torch.bfloat16).eps * float(c.abs().max())
+        assert float((a - c).abs().max()) <= 2 * float((b - c).abs().max()) + floor
+    dw_in = got[3]
+    assert dw_in.dtype == torch.float32 and not torch.equal(dw_in, dw_in.bfloat16().float())
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_bf16_threads_change_no_bit(isa):
+    case = (3, 700, 16, 16, 32, 3, 5, False, True, True)
+    both = []
+    for n in 1, 2, 3:
+        args, leaves, dys, (dilation, causal, rho, _) = parts_of(case, torch.bfloat16)
+        with running_on(isa), threads(n), fastvoc.backend("cpu"):
+            ys = gated_residual(*leaves, dilation=dilation, causal=causal, rho=rho)
+            both.append([*ys, *torch.autograd.grad(ys, leaves, dys)])
+    assert all(torch.equal(a, b) for other in both[1:] for a, b in zip(both[0], other, strict=True))
+
+
+def test_weights_may_be_wider_than_samples():
+    args = gated_residual_fwd.make_args(CASES["ragged"], torch.float32, "cpu")
+    x, w_in, b_in, w_out, b_out, cond, step, *options = args
+    low = x.bfloat16(), w_in, b_in, w_out, b_out, cond.bfloat16(), step.bfloat16()
+    for backend in "cpu", "reference":
+        with fastvoc.backend(backend):
+            y, skip, a = gated_residual_fwd(*low, *options)
+            gradients = gated_residual_bwd(y, skip, low[0], a, w_in, w_out, low[6], *options)
+        kinds = [torch.bfloat16, *[torch.float32] * 4, torch.bfloat16, torch.bfloat16]
+        assert y.dtype == skip.dtype == a.dtype == torch.bfloat16 and [g.dtype for g in gradients] == kinds
+    with pytest.raises(DTypeError, match=r"x is torch.bfloat16 but cond is torch.float32"):
+        gated_residual(*low[:5], cond)
+    with pytest.raises(DTypeError, match=r"x is torch.float32 but w_in is torch.bfloat16"):
+        gated_residual(x, w_in.bfloat16(), b_in, w_out, b_out)

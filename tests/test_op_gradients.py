@@ -91,7 +91,7 @@ def test_a_second_gradient_is_refused(name):
 def test_gradients_are_the_references(op, backend):
     reference = lambda *args: op.reference(*args)[:2] if op.name == "gated_residual" else op.reference(*args)
     for label in ("ragged", "single"):
-        for dtype in dtypes_of(backend):
+        for dtype in dtypes_of(backend, op):
             args = op.make_args(op.cases[label], dtype, device_of(backend))
             with fastvoc.backend(backend):
                 ours = gradients(op.public, args)

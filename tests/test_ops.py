@@ -29,8 +29,8 @@ PARITY = [
     for op in CALLABLE
     for backend in op.backends if backend != "reference"
     for label, case in op.cases.items()
-    for dtype in dtypes_of(backend)
-    for isa in isas_of(backend)
+    for dtype in dtypes_of(backend, op)
+    for isa in isas_of(backend, dtype, case)
 ]
 SMALL = [pytest.param(op, op.cases["ragged"], id=op.name) for op in CALLABLE]
 DOUBLES = {"dtype": torch.float64, "requires_grad": True}
@@ -64,7 +64,7 @@ def worst(ours, exact):
 
 
 def test_something_is_tested():
-    fast = {op.name for op in CALLABLE if any(dtypes_of(name) for name in set(op.backends) - {"reference"})}
+    fast = {op.name for op in CALLABLE if any(dtypes_of(name, op) for name in set(op.backends) - {"reference"})}
     assert {p.values[0].name for p in PARITY} == fast > set()  # an empty list would pass by doing nothing
 
 

@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "core/gated_residual.h"
+#include "core/gated_residual_bf16.h"
 #include "core/gated_residual_stack.h"
 
 namespace fastvoc {
@@ -21,6 +22,9 @@ struct CpuKernels {
   void (*gated_activation_backward)(const float* dy, const float* a, const float* b, float* da, float* db, std::int64_t n);
   void (*gated_residual_backward)(const GatedResidualBackward& job, GatedResidualBackward::Phase phase, std::int64_t first,
                                   std::int64_t last);
+  void (*gated_residual_bf16_pack)(const GatedResidualBf16& job, bool gradient);
+  void (*gated_residual_bf16)(const GatedResidualBf16& job, GatedResidualBf16::Phase phase, int thread, std::int64_t first,
+                              std::int64_t last);
   void (*invertible_conv1x1)(const float* w, const float* x, float* y, int C, std::int64_t T, std::int64_t first,
                              std::int64_t last);
   void (*invertible_conv1x1_backward)(const float* w, const float* dy, const float* x, float* dx, double* dw, int C,

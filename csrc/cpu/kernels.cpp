@@ -11,6 +11,8 @@ void affine_coupling_backward(const float*, float, const float*, const float*, f
 void gated_activation(const float*, const float*, float*, std::int64_t);
 void gated_activation_backward(const float*, const float*, const float*, float*, float*, std::int64_t);
 void gated_residual_backward(const GatedResidualBackward&, GatedResidualBackward::Phase, std::int64_t, std::int64_t);
+void gated_residual_bf16_pack(const GatedResidualBf16&, bool);
+void gated_residual_bf16(const GatedResidualBf16&, GatedResidualBf16::Phase, int, std::int64_t, std::int64_t);
 void invertible_conv1x1(const float*, const float*, float*, int, std::int64_t, std::int64_t, std::int64_t);
 void invertible_conv1x1_backward(const float*, const float*, const float*, float*, double*, int, std::int64_t, std::int64_t,
                                  std::int64_t);
@@ -40,7 +42,8 @@ void elementary(int function, const float* x, float* y, std::int64_t n) {
 extern const CpuKernels kKernels;
 const CpuKernels kKernels = {
     FASTVOC_NAME_OF(FASTVOC_ISA), affine_coupling, affine_coupling_inverse, affine_coupling_backward,
-    gated_activation, gated_activation_backward, gated_residual_backward, invertible_conv1x1, invertible_conv1x1_backward,
+    gated_activation, gated_activation_backward, gated_residual_backward, gated_residual_bf16_pack,
+    gated_residual_bf16, invertible_conv1x1, invertible_conv1x1_backward,
     upsample_fir, upsample_mix, wavenet_workspace, wavenet_generate, {kLanes, kPanel, kInputsBf16, kMinimalBf16}, gated_residual_stack_workspace, gated_residual_stack,
     elementary,
 };

@@ -9,6 +9,9 @@
     cond (B, T, 2H)   conditioning, projected already             step (B, R)   the diffusion-step bias of DiffWave
     -> x' (B, T, R), skip (B, T, S), a (B, T, 2H); a is kept for the gradient
 
+All of one dtype; with float16 or bfloat16 samples the weights and biases may be float32, and their gradients then are too.
+So it is under autocast: samples in autocast's dtype, weights as they are, sums in float32.
+
 left is (k - 1)·d for a causal layer and half of it otherwise. With R = 0 rows less in W_out (w_out (S, H)) the layer is
 a stack's last and gives no x': see layers/gated_residual_stack.py, which fills those rows with zeros instead.
 
@@ -22,7 +25,9 @@ from torch import Tensor
 from fastvoc import _C
 from fastvoc._op import Op, Unsupported, autocast, launch, lazy, needs_grad, no_second_gradient
 from fastvoc.errors import ConfigError, DeviceError, DTypeError, ShapeError
+from fastvoc.ops.gated_residual_bf16 import gated_residual_backward_bf16, gated_residual_bf16
 
+LOWER = torch.float16, torch.bfloat16
 OPTIONS = "dilation", "causal", "rho", "step_in_residual"
 
 
@@ -51,6 +56,7 @@ def _untap(dtaps: Tensor, kernel: int, dilation: int, causal: bool) -> Tensor:
 
 def gated_residual_reference(x, w_in, b_in, w_out, b_out, cond, step, dilation, causal, rho, step_in_residual):
     R, k = w_in.shape[1:]
+    w_in, b_in, w_out, b_out = (w.to(x.dtype) for w in (w_in, b_in, w_out, b_out))
     u = x if step is None else x + step[:, None]
     a = F.linear(_taps(u, k, dilation, causal), w_in.transpose(1, 2).flatten(1), b_in)
     if cond is not None:
@@ -62,7 +68,8 @@ def gated_residual_reference(x, w_in, b_in, w_out, b_out, cond, step, dilation, 
 
 def gated_residual_backward_reference(dx_out, dskip, x, a, w_in, w_out, step, dilation, causal, rho, step_in_residual):
     """-> dx, dw_in, db_in, dw_out, db_out, da (the gradient of cond), dstep (B, R)."""
-    G, R, k = w_in.shape
+    (G, R, k), dtype = w_in.shape, w_in.dtype
+    w_in, w_out = w_in.to(x.dtype), w_out.to(x.dtype)
     u = x if step is None else x + step[:, None]
     t, s = torch.tanh(a[..., : G // 2]), torch.sigmoid(a[..., G // 2 :])
     dout = torch.cat([dx_out * rho, dskip], 2)
@@ -74,18 +81,23 @@ def gated_residual_backward_reference(dx_out, dskip, x, a, w_in, w_out, step, di
     dx = du + dx_out * rho
     dstep = (dx if step_in_residual else du).sum(1)
     dout = dout.flatten(0, 1)
-    return dx, dw_in, rows.sum(0), dout.t() @ (t * s).flatten(0, 1), dout.sum(0), da, dstep
+    of_weights = dw_in, rows.sum(0), dout.t() @ (t * s).flatten(0, 1), dout.sum(0)
+    return dx, *(w.to(dtype) for w in of_weights), da, dstep
 
 
-def _on_cpu(*tensors: Tensor | None) -> list[Tensor | None]:
-    if any(t is not None and (t.dtype != torch.float32 or not t.is_cpu) for t in tensors):
-        raise Unsupported("float32 on the CPU only")
-    return [None if t is None else t.detach().contiguous() for t in tensors]
+def _on_cpu(x: Tensor, *tensors: Tensor | None) -> list[Tensor | None]:
+    known = x, *(t for t in tensors if t is not None)
+    if x.dtype not in (torch.float32, torch.bfloat16) or not all(t.is_cpu for t in known):
+        raise Unsupported("float32 and bfloat16 on the CPU only")
+    return [None if t is None else t.detach().contiguous() for t in (x, *tensors)]
 
 
 def gated_residual_cpu(x, w_in, b_in, w_out, b_out, cond, step, dilation, causal, rho, step_in_residual):
-    """A stack of one layer (ops/gated_residual_stack.py), its weights packed for this call."""
+    """A stack of one layer (ops/gated_residual_stack.py), its weights packed for this call; bf16: gated_residual_bf16.py."""
     x, w_in, b_in, w_out, b_out, cond, step = _on_cpu(x, w_in, b_in, w_out, b_out, cond, step)
+    if x.dtype == torch.bfloat16:
+        left, _ = _padding(w_in.shape[2], dilation, causal)
+        return gated_residual_bf16(x, w_in, b_in, w_out, b_out, cond, step, dilation, left, rho, step_in_residual)
     (B, T, R), G, S = x.shape, w_in.shape[0], w_out.shape[0] - x.shape[2]
     x_out, skip, a = _empty(x, B, T, R), _empty(x, B, T, S), _empty(x, B, T, G)
     if not x.numel():
@@ -100,16 +112,18 @@ def gated_residual_cpu(x, w_in, b_in, w_out, b_out, cond, step, dilation, causal
 
 
 def gated_residual_backward_cpu(dx_out, dskip, x, a, w_in, w_out, step, dilation, causal, rho, step_in_residual):
-    """csrc/cpu/gated_residual.cpp; the sums over time that are no products are torch's."""
+    """csrc/cpu/gated_residual.cpp; the sums over time that are no products are torch's. bf16: gated_residual_bf16.py"""
     dx_out, dskip, x, a, w_in, w_out, step = _on_cpu(dx_out, dskip, x, a, w_in, w_out, step)
     (G, R, k), (B, T, _), S = w_in.shape, x.shape, dskip.shape[2]
+    left, _ = _padding(k, dilation, causal)
+    if x.dtype == torch.bfloat16:
+        return gated_residual_backward_bf16(dx_out, dskip, x, a, w_in, w_out, step, dilation, left, rho, step_in_residual)
     u = x if step is None else x + step[:, None]
     residual = torch.ones(R + S, 1)
     residual[:R] = rho
     z, da, dx = _empty(x, B, T, G // 2), torch.empty_like(a), torch.empty_like(x)
     dw_in, dw_out = _empty(x, k, G, R), torch.empty_like(w_out)
     du_sums = _empty(x, B, _C.gated_residual_backward_tiles(T), R)
-    left, _ = _padding(k, dilation, causal)
     arrays = dx_out, dskip, u, a, w_in.permute(2, 0, 1).contiguous(), w_out * residual, z, da, dx, dw_in, dw_out, du_sums
     launch(_C.gated_residual_backward_cpu, *arrays, B, T, R, G // 2, S, k, dilation, left, rho)
     dr = dx_out.sum(1) * rho
@@ -131,10 +145,10 @@ def _fake_backward(dx_out, dskip, x, a, w_in, w_out, step, dilation, causal, rho
     G, R, _ = w_in.shape
     return (
         _empty(x, *x.shape),
-        _empty(x, *w_in.shape),
-        _empty(x, G),
-        _empty(x, *w_out.shape),
-        _empty(x, w_out.shape[0]),
+        _empty(w_in, *w_in.shape),
+        _empty(w_in, G),
+        _empty(w_in, *w_out.shape),
+        _empty(w_in, w_out.shape[0]),
         _empty(x, *a.shape),
         _empty(x, x.shape[0], R),
     )
@@ -182,6 +196,7 @@ gated_residual_fwd = Op(
     reference=gated_residual_reference,
     fake=_fake,
     cpu=gated_residual_cpu,
+    cpu_dtypes=(torch.float32, torch.bfloat16),
     triton=lazy("fastvoc.kernels.gated_residual", "gated_residual_triton"),
     inputs=_inputs,
     cases=CASES,
@@ -196,6 +211,7 @@ gated_residual_bwd = Op(
     reference=gated_residual_backward_reference,
     fake=_fake_backward,
     cpu=gated_residual_backward_cpu,
+    cpu_dtypes=(torch.float32, torch.bfloat16),
     triton=lazy("fastvoc.kernels.gated_residual_backward", "gated_residual_backward_triton"),
     inputs=_backward_inputs,
     cases=CASES,
@@ -234,7 +250,7 @@ class _GatedResidualBackward(torch.autograd.Function):
         no_second_gradient("gated_residual")
 
 
-@autocast("lower")
+@autocast("lower", wide=("w_in", "b_in", "w_out", "b_out"))
 def gated_residual(
     x: Tensor,
     w_in: Tensor,
@@ -249,7 +265,8 @@ def gated_residual(
     rho: float = 1.0,
     step_in_residual: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """One gated residual layer with gradients: x (B, T, R) -> x' (B, T, R), skip (B, T, S). Shapes: the top of this file.
+    """One gated residual layer with gradients: x (B, T, R) -> x' (B, T, R), skip (B, T, S). Shapes and dtypes: the top of
+    this file.
 
     Raises ShapeError, DTypeError, DeviceError, ConfigError.
     """
@@ -284,7 +301,8 @@ def _check(x, w_in, b_in, w_out, b_out, cond, step, dilation, causal):
     for name, tensor in {"w_in": w_in, "b_in": b_in, "w_out": w_out, "b_out": b_out, "cond": cond, "step": step}.items():
         if tensor is None:
             continue
-        if tensor.dtype != x.dtype:
+        master = tensor.dtype == torch.float32 and x.dtype in LOWER and name in ("w_in", "b_in", "w_out", "b_out")
+        if tensor.dtype != x.dtype and not master:
             raise DTypeError(f"gated_residual: x is {x.dtype} but {name} is {tensor.dtype}.", hint=f"Use .to({x.dtype}).")
         if tensor.device != x.device:
             raise DeviceError(f"gated_residual: x is on {x.device} but {name} is on {tensor.device}.", hint="Use .to(device).")
