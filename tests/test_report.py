@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -11,10 +12,12 @@ from benchmarks import pictures
 from benchmarks.__main__ import main as benchmarks_main
 from fastvoc.cli import main
 from fastvoc.errors import ConfigError
+from fastvoc.models import ParallelWaveGAN
 from fastvoc.report import write_report
 from fastvoc.report.page import number, ratio
-from fastvoc.report.results import compare, read_results
+from fastvoc.report.results import _in_words, compare, read_results
 
+ROOT = Path(__file__).parent.parent
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
@@ -60,11 +63,31 @@ def test_times_real_time(tmp_path):
                              ("fastvoc", "bf16", 0.25)]
     ]  # fmt: skip
     some += [{**some[-1], "streams": 8, "rtf": 0.001}]
-    result = read_results(write(tmp_path / "a.json", some, realtime={"column": "rtf", "where": {"streams": 1}}))
+    how = {"metric": "rtf", "better": "lower", "vary": ["threads", "streams"]}
+    result = read_results(write(tmp_path / "a.json", some, realtime={"column": "rtf", "where": {"streams": 1}}, **how))
     (group, bars), = result.realtime().items()
     assert group == "big" and [b["name"] for b in bars] == ["loop fp32", "jit fp32", "fastvoc fp32", "fastvoc bf16"]
     assert [b["value"] for b in bars] == [0.2, 0.4, 4, 8] and [b["ours"] for b in bars] == [False, False, True, True]
-    assert read_results(write(tmp_path / "b.json", rows())).realtime() == {}
+    settings = {"1 thread, 1 stream": False, "2 threads, 1 stream": True, "2 threads, 8 streams": False}
+    assert {c.setting: c.headline for c in result.comparisons()} == settings
+    plain = read_results(write(tmp_path / "b.json", rows()))
+    assert plain.realtime() == {} and not any(c.headline for c in plain.comparisons())
+    html = write_report([result.path, plain.path], tmp_path / "out", audio=False).read_text()
+    above, _, below = html.partition("<details>")
+    assert "Our best beside the others" in above and above.count("<tr><td>big</td>") == 1
+    assert "1 more settings, 20× to 20× of the best other" in below and "2 settings, 8× to 8×" in below
+
+
+def test_settings_in_words():
+    said = [_in_words(*c) for c in (("threads", 1), ("threads", 2), ("batch", 8), ("seconds", 0.5))]
+    assert said == ["1 thread", "2 threads", "batch of 8", "0.5 seconds"]
+
+
+def test_a_model_that_cannot_speak_the_clip(tmp_path):
+    ParallelWaveGAN(layers=2, stacks=1, aux_channels=0).save_pretrained(tmp_path / "mute")
+    with pytest.raises(ConfigError, match="mute takes no mel"):
+        write_report([write(tmp_path / "a.json", rows())], tmp_path / "out", models=[tmp_path / "mute"])
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_interrupted_run_says_so(tmp_path):
@@ -136,7 +159,7 @@ def test_one_file_with_everything(page):
     links = re.findall(r'(?:src|href|srcset)="([^"]*)"', html)
     assert links and all(link.startswith(("data:", "#")) for link in links) and "@import" not in html and "<script" not in html
     assert "Things &lt;fast&gt;" in html and "Things <fast>" not in html  # what a file says is text, not markup
-    for words in ("40×", "a CPU", "commit 0123456789", "not here", "fairly", "how many"):
+    for words in ("Not heard,", "parallel wavegan", "40×", "a CPU", "commit 0123456789", "not here", "fairly", "how many"):
         assert words in html, words
     assert html.count("<audio") >= 3 and html.count("data:audio/flac") == html.count("<audio")  # the clip, fp32, bf16
     assert html.count("<picture>") == 2
@@ -144,9 +167,17 @@ def test_one_file_with_everything(page):
 
 @pytest.mark.slow
 @pytest.mark.skipif(BROWSER is None, reason="needs chromium to open the page in")
-@pytest.mark.parametrize("window", ["1280,900", "390,800"])
-def test_in_a_browser(page, tmp_path, window):
-    """Everything loads, every player can play, nothing is wider than the window, no complaint on the console."""
+@pytest.mark.parametrize("window, theme", [("1280,900", "light"), ("390,800", "dark")])
+def test_in_a_browser(page, tmp_path, window, theme):
+    """Everything loads, every player can play, nothing is wider than the window, no complaint on the console.
+
+    build/report-WIDTH.png is what it looked like.
+    """
+    from matplotlib.image import imread
+
+    picture = ROOT / "build" / f"report-{window.partition(',')[0]}.png"
+    picture.parent.mkdir(exist_ok=True)
+    picture.unlink(missing_ok=True)
     probe = """<script>
     const wait = media => media.readyState >= 1 || media.error ? Promise.resolve() : new Promise(done => {
         media.addEventListener("loadedmetadata", done); media.addEventListener("error", done); });
@@ -164,6 +195,7 @@ def test_in_a_browser(page, tmp_path, window):
     done = subprocess.run(
         [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}",
          "--enable-logging=stderr", "--timeout=20000", "--virtual-time-budget=20000", f"--window-size={window}", "--dump-dom",
+         f"--blink-settings=preferredColorScheme={int(theme == 'light')}", "--hide-scrollbars", f"--screenshot={picture}",
          copy.as_uri()],
         capture_output=True, text=True, timeout=120,
     )  # fmt: skip
@@ -174,3 +206,6 @@ def test_in_a_browser(page, tmp_path, window):
     assert found["pictures"] and min(found["pictures"]) > 100
     assert found["overflow"] <= 0
     assert "CONSOLE" not in done.stderr, done.stderr[-2000:]
+    seen = imread(picture)[..., :3]
+    assert seen.std() > 0.02  # something is on it, on the theme's ground
+    assert (seen[-1, 0] * 255).round().tolist() == ([255, 255, 255] if theme == "light" else [16, 20, 24])

@@ -15,11 +15,13 @@ def add(commands) -> None:
                         help="what `python -m benchmarks` has written")
     parser.add_argument("-o", "--out", type=Path, default=Path("report"), metavar="DIR",
                         help="gets index.html (default: report/)")
+    parser.add_argument("--model", type=Path, action="append", default=[], metavar="DIR",
+                        help="a model folder or checkpoint to hear beside those that come with fastvoc; may be given several times")
     parser.add_argument("--no-audio", action="store_true", help="without the clip through every bundled model")
 
 
 def run(options) -> None:
     check_folder(options.out, may_be_made=True)
-    path = write_report(options.results, options.out, audio=not options.no_audio)
+    path = write_report(options.results, options.out, audio=not options.no_audio, models=options.model)
     log.info("%s, %.1f MB", path, path.stat().st_size / 1e6)
     print(path)

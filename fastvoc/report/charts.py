@@ -39,8 +39,10 @@ def svgs(draw, size=(5.6, 3.6), grid: str = "both") -> dict[str, bytes]:
                 part.set_color(theme["text"])
             for spine in axes.spines.values():
                 spine.set_color(theme["grid"])
-            if axes.get_legend() is None and axes.get_legend_handles_labels()[0]:
-                axes.legend(fontsize=8, framealpha=0, labelcolor=theme["text"])
+            named = axes.get_legend_handles_labels()
+            if axes.get_legend() is None and named[0]:  # below the picture: inside, it would hide a part of it
+                figure.legend(*named, loc="outside lower left", ncols=2, fontsize=8, frameon=False, labelcolor=theme["text"])
+                figure.set_figheight(size[1] + 0.17 * -(-len(named[0]) // 2))
             buffer = io.BytesIO()
             figure.savefig(buffer, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
         made[name] = buffer.getvalue()
@@ -175,7 +177,7 @@ def realtime(groups: dict[str, list[dict]]):
         axes.axvline(1, color=theme["text"], linewidth=0.9, linestyle="--")
         axes.set_ylim(y + 0.6, 0.6)
         axes.set_xlim(right=longest * 1.8)
-        axes.set_xlabel("seconds of sound per second of computing; dashed: real time")
+        axes.set_xlabel("seconds of sound per second of computing; dashed: real time", loc="right")  # in the middle it is cut off
         for side in ("top", "right", "left"):
             axes.spines[side].set_visible(False)
 

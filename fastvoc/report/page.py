@@ -1,16 +1,22 @@
 """Fills page.html (jinja2, which torch brings along) with results and sound, and writes one file."""
 
 import datetime
+import statistics
+from collections.abc import Sequence
 from pathlib import Path
 
 import fastvoc
 from fastvoc._atomic import atomic_path
+from fastvoc.models import MODELS
 from fastvoc.report import charts
 from fastvoc.report.results import Result, matches, read_results
 
 
-def write_report(paths: list[Path], out: Path, audio: bool = True) -> Path:
-    """out/index.html, which needs nothing beside it and no network. Returns its path."""
+def write_report(paths: list[Path], out: Path, audio: bool = True, models: Sequence[Path] = ()) -> Path:
+    """out/index.html, which needs nothing beside it and no network. Returns its path.
+
+    models: to hear beside those that come with fastvoc
+    """
     import jinja2
 
     results = [read_results(p) for p in paths]
@@ -19,15 +25,16 @@ def write_report(paths: list[Path], out: Path, audio: bool = True) -> Path:
     if audio:
         from fastvoc.report.listen import recordings
 
-        sounds = recordings()
+        sounds = recordings(models)
     else:
         sounds = []
+    unheard = sorted(set(MODELS) - {sound["family"] for sound in sounds})
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     environment.filters |= {"number": number, "ratio": ratio}
     template = environment.from_string((Path(__file__).parent / "page.html").read_text(encoding="utf-8"))
     html = template.render(
         version=fastvoc.__version__, today=datetime.date.today().isoformat(), sections=[_section(r) for r in results],
-        sounds=sounds, bars=bars,
+        sounds=sounds, unheard=unheard, bars=bars,
     )
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -61,10 +68,14 @@ def _section(result: Result) -> dict:
     columns = list(dict.fromkeys(k for row in result.rows for k in row))
     cells = [[row.get(c) for c in columns] for row in result.rows]
     everything = {"title": "all rows", "empty": "", "long": True, "heads": columns, "rows": cells}
+    summary = result.summary()
+    below = [line for line in summary if not line["headline"]]
+    spread = [measure([line["over_peer"] for line in below]) for measure in (min, statistics.median, max)] if below else []
     method = result.method if isinstance(result.method, dict) else {"": result.method}
     return {
-        "id": result.name, "result": result, "summary": result.summary(), "comparisons": result.comparisons(),
-        "pictures": pictures, "tables": tables, "everything": everything, "method": method,
+        "id": result.name, "result": result, "headlines": [line for line in summary if line["headline"]],
+        "below": below, "spread": spread, "comparisons": result.comparisons(), "pictures": pictures,
+        "tables": tables, "everything": everything, "method": method,
     }
 
 

@@ -20,6 +20,7 @@ Beside its rows a file may say how they are to be read:
 A file without it is shown as a table. "complete": false marks a run that was interrupted.
 """
 
+import functools
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +36,7 @@ class Comparison:
     group: str
     setting: str
     bars: list[dict]  # name, value, low, high, share (0…1 of the longest bar), ratio, ours
+    headline: bool  # a whole model with all threads: stands above the fold
 
 
 @dataclass
@@ -85,7 +87,7 @@ class Result:
         for row in self.rows:
             if row.get(how["metric"]) is not None:
                 key = tuple(str(row.get(c, "")) for c in how["group"]), tuple(
-                    f"{row[c]} {c if str(row[c]) != '1' else c.removesuffix('s')}" for c in how.get("vary", []) if c in row
+                    _in_words(c, row[c]) for c in how.get("vary", []) if c in row
                 )
                 settings.setdefault(key, []).append(row)
         return [self._comparison(group, setting, rows) for (group, setting), rows in settings.items()]
@@ -105,18 +107,16 @@ class Result:
                 "share": value / longest if longest else 0, "ratio": ratio,
                 "ours": self._is_ours(r),
             })  # fmt: skip
-        return Comparison(" · ".join(group), ", ".join(setting), bars)
+        return Comparison(" · ".join(group), ", ".join(setting), bars, any(map(self._is_headline, rows)))
 
     def realtime(self) -> dict[str, list[dict]]:
         """Per model, with the most threads: how many times faster than real time the baseline, the best other and ours are."""
         how = self.how.get("realtime")
         if not how:
             return {}
-        rows = [r for r in self.rows if r.get(how["column"]) and matches(r, how.get("where", {}))]
-        most = max((r["threads"] for r in rows), default=0)
         groups: dict[str, list[dict]] = {}
-        for r in rows:
-            if r["threads"] == most:
+        for r in self.rows:
+            if self._is_headline(r):
                 groups.setdefault(str(r[self.how["group"][0]]), []).append(r)
         shown = {}
         for group, some in groups.items():
@@ -128,6 +128,16 @@ class Result:
                 {"name": _named(r), "value": 1 / r[how["column"]], "ours": self._is_ours(r)} for r in picked
             ]  # fmt: skip
         return shown
+
+    @functools.cached_property
+    def _most_threads(self) -> int:
+        return max((r["threads"] for r in self.rows if "threads" in r), default=0)
+
+    def _is_headline(self, row: dict) -> bool:
+        how = self.how.get("realtime")
+        return bool(
+            how and row.get(how["column"]) and matches(row, how.get("where", {})) and row["threads"] == self._most_threads
+        )
 
     def _is_baseline(self, row: dict) -> bool:
         return row["contender"] == self.how["baseline"] and row.get("precision", "fp32") == "fp32"
@@ -146,8 +156,17 @@ class Result:
                 continue
             ours, peer = ours[0], others[0]
             over = ours["value"] / peer["value"] if higher else peer["value"] / ours["value"]
-            lines.append({"group": c.group, "setting": c.setting, "ours": ours, "peer": peer, "over_peer": over})
+            lines.append({
+                "group": c.group, "setting": c.setting, "ours": ours, "peer": peer, "over_peer": over, "headline": c.headline,
+            })  # fmt: skip
         return lines
+
+
+def _in_words(column: str, value) -> str:
+    """1 thread, 8 streams, batch of 1"""
+    if column == "batch":
+        return f"batch of {value}"
+    return f"{value} {column.removesuffix('s') if str(value) == '1' else column}"
 
 
 def matches(row: dict, where: dict) -> bool:
