@@ -473,6 +473,22 @@ def test_bundled_model_loads():
 
 
 @every_family
+def test_networks_end_in_full_precision(data, tmp_path, recipe):
+    """Sound, noise and distributions that were rounded to eight bits are what a loss then sees."""
+    trainer = Trainer({**recipe, "training": {**recipe["training"], "precision": "bf16"}}, data, tmp_path)
+    network, dtypes = trainer.networks["model"], set()
+
+    def recorded(*args):
+        outputs = network(*args)
+        dtypes.update(t.dtype for t in torch.utils._pytree.tree_leaves(outputs) if isinstance(t, torch.Tensor))
+        return outputs
+
+    trainer.networks["model"] = recorded
+    trainer._update()
+    assert dtypes == {torch.float32}
+
+
+@every_family
 def test_mixed_precision_takes_nearly_the_same_steps(data, tmp_path, recipe):
     mixed = {**recipe, "training": {**recipe["training"], "precision": "bf16"}}
     exact, rounded = Trainer(recipe, data, tmp_path / "a"), Trainer(mixed, data, tmp_path / "b")

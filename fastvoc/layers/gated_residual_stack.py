@@ -19,6 +19,15 @@ from fastvoc.ops.gated_residual import gated_residual
 from fastvoc.ops.gated_residual_stack import Interpolated, Projected, StackWeights, gated_residual_stack
 
 
+def exact_pointwise(x: Tensor, conv: nn.Conv1d) -> Tensor:
+    """A 1×1 convolution, (B, T, C) -> (B, T, C'), in its weights' dtype, under autocast too.
+
+    For a network's last products: rounded to eight bits, quiet bands of sound drown in noise, and a loss sees little else.
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        return F.linear(x.to(conv.weight.dtype), conv.weight[:, :, 0], conv.bias)
+
+
 class GatedResidualLayer(nn.Module):
     """conv (2H, R, k), cond (2H, C, 1) without bias, out (R + S, H, 1): residual rows first. Gate rows: tanh first."""
 
@@ -81,11 +90,13 @@ class GatedResidualStack(nn.Module):
     ) -> Tensor:
         self._check(x, cond, step)
         layer = partial(checkpoint, self._layer, use_reentrant=False) if self.recompute else self._layer
+        # A sum of dozens of terms: under autocast they come in half precision
+        wide = torch.is_autocast_enabled(x.device.type)
         y: Any = 0.0
         for l in range(len(self.layers)):
             c: Any = cond[l] if self.cond_per_layer and cond is not None else cond
             x, s = layer(l, x, c, None if step is None else step[:, l])
-            y = y + s
+            y = y + (s.float() if wide else s)
         return y if self.skip_channels else x
 
     def _layer(self, l: int, x: Tensor, cond: Any, step: Tensor | None) -> tuple[Tensor, Tensor]:

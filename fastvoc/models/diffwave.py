@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastvoc.errors import ConfigError, DTypeError, ShapeError
-from fastvoc.layers.gated_residual_stack import GatedResidualStack
+from fastvoc.layers.gated_residual_stack import GatedResidualStack, exact_pointwise
 from fastvoc.layers.upsample import ConvTranspose2dUpsampleNetwork, at_sample_rate
 from fastvoc.models.diffwave_infer import Sampling
 from fastvoc.models.diffwave_schedule import checked_betas, fast_schedule, linear_schedule, noise_levels
@@ -193,10 +193,10 @@ class DiffWave(Sampling):
 
     def _noise(self, audio: Tensor, cond, step: Tensor, stack) -> Tensor:
         """audio (B, T), step (B, L, R) -> ε (B, T). stack: the stack itself, or its `infer`."""
-        first, skip, out = self.input_projection, self.skip_projection, self.output_projection
+        first = self.input_projection
         x = F.relu(F.linear(audio[..., None], first.weight[:, :, 0], first.bias))
-        y = F.relu(F.linear(stack(x, cond, step), skip.weight[:, :, 0], skip.bias))
-        return F.linear(y, out.weight[:, :, 0], out.bias)[..., 0]
+        y = F.relu(exact_pointwise(stack(x, cond, step), self.skip_projection))
+        return exact_pointwise(y, self.output_projection)[..., 0]
 
     def noise_level(self, step: Tensor) -> Tensor:
         """(…) int64 training steps -> their ᾱ, what losses/diffwave.py's `diffused` takes."""

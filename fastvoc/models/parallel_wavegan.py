@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastvoc.errors import ConfigError, ShapeError
-from fastvoc.layers.gated_residual_stack import GatedResidualStack
+from fastvoc.layers.gated_residual_stack import GatedResidualStack, exact_pointwise
 from fastvoc.layers.melgan import MelGANGenerator
 from fastvoc.layers.upsample import ConvInUpsampleNetwork, UpsampleNetwork, at_frame_rate, at_sample_rate, stretched
 from fastvoc.models.vocoder import Lengths, Progress, Vocoder
@@ -168,7 +168,7 @@ class ParallelWaveGAN(Vocoder):
     def _head(self, skips: Tensor) -> Tensor:
         """(B, T, S) -> (B, out_channels, T)"""
         for conv in self.last_conv_layers[1::2]:
-            skips = F.linear(F.relu(skips), conv.weight[:, :, 0], conv.bias)
+            skips = exact_pointwise(F.relu(skips), conv)
         return skips.transpose(1, 2)
 
     @torch.inference_mode()

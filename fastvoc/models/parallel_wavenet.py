@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 import fastvoc
 from fastvoc.errors import ConfigError, ShapeError
-from fastvoc.layers.gated_residual_stack import GatedResidualStack
+from fastvoc.layers.gated_residual_stack import GatedResidualStack, exact_pointwise
 from fastvoc.layers.upsample import (
     NETWORKS,
     DeconvUpsampleNetwork,
@@ -134,7 +134,7 @@ class Flow(nn.Module):
         h = F.linear(h, self.hidden.weight[:, :, 0], self.hidden.bias)
         if self.hidden_cond is not None:
             h = h + projected(cond, self.hidden_cond.weight[:, :, 0])
-        mean, scale = F.linear(F.relu(h), self.last.weight[:, :, 0], self.last.bias).unbind(2)
+        mean, scale = exact_pointwise(F.relu(h), self.last).unbind(2)
         if self.config.scale == "exp":
             return mean, scale
         low, high = (math.exp(bound) for bound in LOG_SCALES)

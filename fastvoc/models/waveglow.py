@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from fastvoc.errors import ConfigError, DTypeError, ShapeError
 from fastvoc.layers.affine_coupling import AffineCoupling
-from fastvoc.layers.gated_residual_stack import GatedResidualStack
+from fastvoc.layers.gated_residual_stack import GatedResidualStack, exact_pointwise
 from fastvoc.layers.invertible_conv1x1 import Invertible1x1Conv
 from fastvoc.models.waveglow_infer import Generation
 from fastvoc.models.waveglow_reversible import reversible_flows
@@ -109,7 +109,7 @@ class FlowNetwork(nn.Module):
     def forward(self, inputs: tuple[Tensor, Tensor]) -> Tensor:
         audio, cond = inputs
         y = self.stack(self._first(audio), cond)
-        return F.linear(y, self.end.weight[:, :, 0], self.end.bias).transpose(1, 2)
+        return exact_pointwise(y, self.end).transpose(1, 2)
 
     def infer(self, audio: Tensor, cond: Tensor, **how) -> Tensor:
         """The same without gradients. `end` is part of the plan: the stack's skips have 2h channels, not n_channels."""

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastvoc.errors import ConfigError, ShapeError
+from fastvoc.layers.gated_residual_stack import exact_pointwise
 from fastvoc.layers.residual_conv1d_glu import ResidualConv1dGLU
 from fastvoc.layers.upsample import NETWORKS, stretched
 from fastvoc.models.wavenet_infer import Generation
@@ -187,19 +188,16 @@ class WaveNet(Generation):
             h = self.first_conv(x).transpose(1, 2)
         h = FRONT_ACTIVATIONS[self.config.front_activation](h)
         speaker = self._speaker_features(g)
-        skips = 0.0
+        skips, wide = 0.0, torch.is_autocast_enabled(h.device.type)  # a sum of dozens of terms
         for layer, cond in zip(self.conv_layers, self._conditioning(c, T)):
             if speaker is not None:
                 global_cond = layer.conv1x1g(speaker).transpose(1, 2)
                 cond = global_cond.expand(-1, T, -1) if cond is None else cond + global_cond
             h, s = layer.time_major(h, cond)
-            skips = skips + s
-        h = F.relu(skips * self.config.skip_scale)
+            skips = skips + (s.float() if wide else s)
         _, first, _, last = self.last_conv_layers
-        with torch.autocast(h.device.type, enabled=False):  # eight bits are too few for the logarithm of a probability
-            h = F.linear(h.to(first.weight.dtype), first.weight[:, :, 0], first.bias)
-            h = F.linear(F.relu(h), last.weight[:, :, 0], last.bias)
-        h = h.transpose(1, 2)
+        h = exact_pointwise(F.relu(skips * self.config.skip_scale), first)
+        h = exact_pointwise(F.relu(h), last).transpose(1, 2)
         return h.softmax(1) if softmax else h
 
     def _conditioning(self, c: Tensor | None, T: int):

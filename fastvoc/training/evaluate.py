@@ -12,18 +12,23 @@ import torch
 import fastvoc
 from fastvoc._atomic import atomic_path
 from fastvoc.audio import quality, read_wav
+from fastvoc.demo import OPTIONS
 
 
 def evaluate(
     model, paths: list[Path], precision: str = "fp32", temperature: float | None = None, seed: int = 0
 ) -> dict:
-    """Mean and per-file log-mel distance (dB), PESQ-WB and STOI; all files in one batch of the engine."""
+    """Mean and per-file log-mel distance (dB), PESQ-WB and STOI; all files in one batch.
+
+    temperature: of the families that have one; None: the model's own.
+    """
     rate = model.preprocessing.mel.sample_rate
     waves = [read_wav(path, sample_rate=rate)[0] for path in paths]
     mels = [model.preprocessing.features(wave) for wave in waves]
     lengths = [m.shape[1] for m in mels]
     batch = torch.stack([torch.nn.functional.pad(m, (0, max(lengths) - m.shape[1])) for m in mels])
-    made = model.vocode(batch, lengths=lengths, precision=precision, temperature=temperature, seed=seed)
+    options = dict(OPTIONS.get(model.family, {})) if temperature is None else {"temperature": temperature}
+    made = model.vocode(batch, lengths=lengths, precision=precision, seed=seed, **options)
     rows = [{"file": path.name, **quality(wave, out[: len(wave)], rate)} for path, wave, out in zip(paths, waves, made)]
     names = [k for k in rows[0] if k != "file"]
     mean = {k: sum(r[k] for r in rows) / len(rows) for k in names if all(r[k] is not None for r in rows)}
