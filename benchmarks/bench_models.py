@@ -17,7 +17,6 @@ from torch import Tensor
 import fastvoc
 from benchmarks import stack_peers, timer
 from benchmarks.bench_wavenet import say
-from benchmarks.peers import PeerUnavailable
 from benchmarks.timer import Contender
 from fastvoc.demo.random_weights import random_model
 
@@ -97,20 +96,19 @@ def contenders_of(model, case: Case, mel: Tensor, noise, n_threads: int, quick: 
         if name == "torch.compile" and not with_compile:
             skipped[name] = "it takes minutes to compile: with the most threads only, and while COMPILE_SECONDS last"
             continue
-        try:
+
+        def made(make=make):
             plans = [make(stack.weights()) for stack in stacks]
 
-            def run(plans=plans):
+            def run():
                 with stack_peers.running(stacks, plans):
                     return infer()
 
-            with around():
-                run()
-        except PeerUnavailable as reason:
-            skipped[name] = str(reason)
-            continue
-        except Exception as reason:  # a peer that does not run is a fact about it, not about us
-            skipped[name] = f"{type(reason).__name__}: {str(reason).strip()[:300]}"
+            return run
+
+        run, reason = stack_peers.tried(made, around)
+        if run is None:
+            skipped[name] = reason
             continue
         found[name] = precision, Contender(run, around, threads=n_threads)
     for precision in ("fp32", "bf16"):

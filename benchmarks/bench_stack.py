@@ -4,14 +4,14 @@ Everybody starts from the same x and conditioning at the stack's own rate; upsam
 """
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 
 import fastvoc
 from benchmarks import timer
 from benchmarks.bench_wavenet import say
-from benchmarks.peers import PeerUnavailable
-from benchmarks.stack_peers import PEERS, QUICK
+from benchmarks.stack_peers import PEERS, QUICK, tried
 from benchmarks.timer import Contender
 from fastvoc.ops.gated_residual_stack import PRECISIONS, CpuPlan, ReferencePlan, StackWeights
 
@@ -81,17 +81,10 @@ def peers(weights: StackWeights, args, n_threads: int, quick: bool) -> tuple[dic
         if name == "torch.compile" or (quick and name not in QUICK):
             skipped[name] = "minutes of compilation: see `benchmarks models`" if name == "torch.compile" else "--quick"
             continue
-        try:
-            plan = make(weights)
-            with around():
-                plan.run(*args)
-        except PeerUnavailable as reason:
-            skipped[name] = str(reason)
+        run, reason = tried(lambda make=make: partial(make(weights).run, *args), around)
+        if run is None:
+            skipped[name] = reason
             continue
-        except Exception as reason:  # a peer that does not run is a fact about it, not about us
-            skipped[name] = f"{type(reason).__name__}: {str(reason).strip()[:300]}"
-            continue
-        run = lambda plan=plan: plan.run(*args)
         found[name.removesuffix(", bf16"), precision, None] = Contender(run, around, threads=n_threads)
     return found, skipped
 

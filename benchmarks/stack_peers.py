@@ -6,6 +6,7 @@ public implementations are, with one conv1d where those have two side by side: a
 
 import importlib.util
 import io
+from collections.abc import Callable
 from contextlib import contextmanager
 from unittest.mock import patch
 
@@ -184,6 +185,19 @@ PEERS = {  # name -> (precision, plan of weights)
 }
 
 QUICK = ("PyTorch eager", "PyTorch eager, bf16", "PyTorch channels-last, bf16")  # with --quick these alone
+
+
+def tried(make: Callable[[], Callable], around: Callable) -> tuple[Callable | None, str]:
+    """What `make` made of a peer, if that runs; else None, and why the peer cannot be timed."""
+    try:
+        run = make()
+        with around():
+            run()
+    except PeerUnavailable as reason:
+        return None, str(reason)
+    except Exception as reason:  # a peer that does not run is a fact about it, not about us
+        return None, f"{type(reason).__name__}: {str(reason).strip()[:300]}"
+    return run, ""
 
 
 def stacks_of(model: nn.Module) -> list[GatedResidualStack]:

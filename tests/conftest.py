@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import fastvoc
 from fastvoc.cli import main
 
 
@@ -20,6 +21,15 @@ def one_torch_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def one_thread(one_torch_thread):
+    """Of torch, and of fastvoc."""
+    before = fastvoc.get_num_threads()
+    fastvoc.set_num_threads(1)
+    yield
+    fastvoc.set_num_threads(before)
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ from fastvoc.ops.gated_residual_stack import PRECISIONS
 from fastvoc.ops.wavenet_generate import ReferencePlan, wavenet_generate
 from fastvoc.training.trainer import Trainer
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 RATE, HOP, BANDS, FLOOR = 4000, 40, 20, 1e-5
 MEL = {
     "sample_rate": RATE, "n_fft": 256, "hop_length": HOP, "win_length": 160, "n_mels": BANDS,
@@ -34,16 +35,6 @@ MODEL = {
     "kernel_size": 2, "cin_channels": BANDS, "cin_pad": 1, "upsample_conditional_features": True,
     "upsample_params": {"upsample_scales": [5, 8]},
 }  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads(), fastvoc.get_num_threads()
-    torch.set_num_threads(1)
-    fastvoc.set_num_threads(1)
-    yield
-    torch.set_num_threads(before[0])
-    fastvoc.set_num_threads(before[1])
 
 
 @pytest.fixture(scope="module")

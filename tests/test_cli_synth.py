@@ -11,21 +11,12 @@ from fastvoc.audio import MelConfig, read_wav, write_wav
 from fastvoc.models import DiffWave, ParallelWaveGAN, Preprocessing, WaveNet
 from tests.goldens import Golden
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 RATE, HOP, BANDS = 4000, 6, 10
 MEL = MelConfig(
     sample_rate=RATE, n_fft=256, hop_length=HOP, win_length=160, n_mels=BANDS, fmin=0.0, fmax=2000.0,
     mean=(-4.0,) * BANDS, scale=(2.0,) * BANDS,
 )  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads(), fastvoc.get_num_threads()
-    torch.set_num_threads(1)
-    fastvoc.set_num_threads(1)
-    yield
-    torch.set_num_threads(before[0])
-    fastvoc.set_num_threads(before[1])
 
 
 @pytest.fixture

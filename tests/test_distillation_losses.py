@@ -9,13 +9,7 @@ from torch import distributions as D
 from fastvoc.errors import ConfigError, DTypeError, ShapeError
 from fastvoc.losses import contrastive_loss, frame_loss, gaussian_kl, log_scale_distance, logistic_kl, power_loss
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
 def gaussians(B=2, T=7, seed=0):

@@ -27,13 +27,7 @@ LOGISTICS = [(65536, -16.0), (256, -7.0)]
 with np.load(Path(__file__).parent / "data" / "losses.npz") as archive:
     GOLDEN = {name: archive[name] for name in archive.files}
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
 def golden(name, dtype):

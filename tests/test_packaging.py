@@ -100,13 +100,28 @@ def test_links_the_system_only():
 
 
 IMPORT = """
-import sys, torch
+import sys, time, torch
 before, events = set(sys.modules), []
 watched = ("socket.connect", "socket.getaddrinfo", "ctypes.dlopen", "subprocess.Popen", "os.mkdir", "os.rename")
-sys.addaudithook(lambda name, args: events.append((name, str(args))) if name in watched else None)
-import fastvoc
-print(sorted(set(sys.modules) - before), events, torch.cuda.is_initialized(), sep="\\n")
+def watch(name, args):
+    if name in watched or (name == "open" and str(args[0]).startswith("/dev/nvidia")):
+        events.append((name, str(args)))
+sys.addaudithook(watch)
+start = time.process_time()
+{what}
+seconds = time.process_time() - start
+print(sorted(set(sys.modules) - before), events, torch.cuda.is_initialized(), seconds, sep="\\n")
 """
+
+
+def watched(what: str) -> tuple[list[str], list, bool, float]:
+    """Modules, events, whether CUDA was woken, and seconds of CPU time, of a statement in a process that has torch."""
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORT.format(what=what)], capture_output=True, text=True, check=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+    )  # fmt: skip
+    modules, events, cuda, seconds = (ast.literal_eval(line) for line in done.stdout.splitlines())
+    return modules, events, cuda, seconds
 
 
 def test_importing_is_light():
@@ -114,13 +129,26 @@ def test_importing_is_light():
 
     What else fastvoc may need comes when it is asked for; so the import takes some 0.06 s of CPU time over torch's.
     """
-    done = subprocess.run(
-        [sys.executable, "-c", IMPORT], capture_output=True, text=True, check=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+    for _ in range(3):  # the first import after a change compiles the files, and a busy machine counts some of others' time
+        modules, events, cuda, seconds = watched("import fastvoc")
+        roots = {name.partition(".")[0] for name in modules}
+        assert roots - {"fastvoc"} <= sys.stdlib_module_names, sorted(roots)
+        late = [name for name in modules if re.match(r"fastvoc\.(cli|demo|kernels|report|training)\b", name)]
+        assert "fastvoc.models.wavenet" in modules and late == []
+        assert events == [] and not cuda
+        if seconds <= 0.2:
+            break
+    assert seconds <= 0.2
+
+
+def test_the_watch_sees_what_an_import_must_not_do(tmp_path):
+    """So that the test above can fail."""
+    heavy = (
+        "import fastvoc.report, ctypes, os, socket, subprocess, yaml; ctypes.CDLL(None); subprocess.run(['true']); "
+        f"os.mkdir({str(tmp_path / 'x')!r}); socket.socket().connect_ex(('127.0.0.1', 9)); "
+        "sys.audit('open', '/dev/nvidia0', 'r', 0); "
+        "[None for _ in range(20_000_000)]"
     )
-    modules, events, cuda = (ast.literal_eval(line) for line in done.stdout.splitlines())
-    roots = {name.partition(".")[0] for name in modules}
-    assert roots - {"fastvoc"} <= sys.stdlib_module_names, sorted(roots)
-    late = [name for name in modules if re.match(r"fastvoc\.(cli|demo|kernels|report|training)\b", name)]
-    assert "fastvoc.models.wavenet" in modules and late == []
-    assert events == [] and not cuda
+    modules, events, _, seconds = watched(heavy)
+    assert {"yaml", "fastvoc.report"} <= set(modules) and seconds > 0.2
+    assert {name for name, _ in events} == {"ctypes.dlopen", "subprocess.Popen", "os.mkdir", "socket.connect", "open"}

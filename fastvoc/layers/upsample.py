@@ -255,20 +255,11 @@ class ConvInUpsampleNetwork(nn.Module):
     """
 
     def __init__(
-        self,
-        upsample_scales: Sequence[int],
-        upsample_activation: str | None = "none",
-        upsample_activation_params: dict | None = None,
-        mode: str = "nearest",
-        freq_axis_kernel_size: int = 1,
-        cin_pad: int = 0,
-        cin_channels: int = 80,
-        *,
-        aux_channels: int | None = None,
-        aux_context_window: int | None = None,
-        use_causal_conv: bool = False,
-        **names: Any,
-    ) -> None:
+        self, upsample_scales: Sequence[int], upsample_activation: str | None = "none",
+        upsample_activation_params: dict | None = None, mode: str = "nearest", freq_axis_kernel_size: int = 1,
+        cin_pad: int = 0, cin_channels: int = 80, *, aux_channels: int | None = None, aux_context_window: int | None = None,
+        use_causal_conv: bool = False, **names: Any,
+    ) -> None:  # fmt: skip
         super().__init__()
         channels = cin_channels if aux_channels is None else aux_channels
         self.context = cin_pad if aux_context_window is None else aux_context_window
