@@ -69,10 +69,11 @@ void run_job(const fv::GatedResidualStackPlan& plan, const fv::GatedResidualJob&
     const fv::GatedResidualJob& job;
     int team;
     fv::Barrier barrier;
-  } context{plan, job, team, fv::Barrier(team)};
+    fv::Shares shares;
+  } context{plan, job, team, fv::Barrier(team), fv::Shares(team)};
   fv::run_team(team, [](void* p, int thread) {
     Context& c = *static_cast<Context*>(p);
-    c.plan.kernels().gated_residual_stack(c.plan.stack(), c.job, thread, c.team, c.barrier);
+    c.plan.kernels().gated_residual_stack(c.plan.stack(), c.job, thread, c.team, c.barrier, c.shares);
   }, &context);
 }
 

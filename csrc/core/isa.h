@@ -11,6 +11,7 @@ namespace fastvoc {
 struct WaveNet;
 struct WaveNetJob;
 class Barrier;
+class Shares;
 
 struct CpuKernels {
   const char* name;
@@ -40,7 +41,7 @@ struct CpuKernels {
   StackLayout stack_layout;
   std::int64_t (*gated_residual_stack_workspace)(const GatedResidualStack& stack, const GatedResidualJob& job, int n_threads);
   void (*gated_residual_stack)(const GatedResidualStack& stack, const GatedResidualJob& job, int thread, int n_threads,
-                               Barrier& barrier);
+                               Barrier& barrier, Shares& shares);
   void (*elementary)(int function, const float* x, float* y, std::int64_t n);  // exp, tanh, sigmoid: for the tests of simd.h
 };
 

@@ -2,7 +2,13 @@
 
 #include <pthread.h>
 #include <sched.h>
+#if defined(__linux__)
+#include <linux/futex.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
+#include <algorithm>
 #include <condition_variable>
 #include <memory>
 #include <mutex>
@@ -24,21 +30,45 @@ inline void pause() {
 #endif
 }
 
-// Waits until `ready()`: first spinning, some 10 µs (a pause takes 10 to 140 cycles), longer than any wait among threads
-// that all run; then giving the core away, or a neighbour on one core would stall the whole team.
+// Sleeps while `word` holds `value`, or for less; and ends the sleep of all. No system call but Linux's can be relied on to exist:
+// elsewhere waiting is yielding.
+template <class T>
+void sleep_while(std::atomic<T>& word, T value) {
+  static_assert(sizeof(word) == 4, "a futex is a word of 32 bits");
+#if defined(__linux__)
+  syscall(SYS_futex, &word, FUTEX_WAIT_PRIVATE, value, nullptr, nullptr, 0);
+#else
+  sched_yield();
+#endif
+}
+
+template <class T>
+void wake_all(std::atomic<T>* word) {  // looks nothing up there: it may be gone
+#if defined(__linux__)
+  syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, 1 << 30, nullptr, nullptr, 0);
+#endif
+}
+
+// Waits for `ready()`: spins for some 6 µs, longer than any wait among threads that all run; then gives the core away a hundred
+// times, in case the thread that is waited for stands behind this one. Returns whether it is ready.
 template <class F>
-void spin_until(F ready) {
+bool soon(F ready) {
   for (int i = 0; i < 256; ++i) {
-    if (ready()) return;
+    if (ready()) return true;
     pause();
   }
-  while (!ready()) sched_yield();
+  for (int i = 0; i < 100; ++i) {
+    if (ready()) return true;
+    sched_yield();
+  }
+  return ready();
 }
 
 struct Team {
   void (*work)(void*, int);
   void* context;
-  std::atomic<int> running;
+  std::atomic<int> running;  // members, and kAsleep while the caller sleeps
+  static constexpr int kAsleep = 1 << 30;
 };
 
 struct Member {  // a thread that belongs to one team at a time, or to none
@@ -92,7 +122,8 @@ struct Pool {
         std::lock_guard<std::mutex> all(mutex);
         idle.push_back(&me);  // before the team counts it out, so that the next call finds it
       }
-      team.running.fetch_sub(1, std::memory_order_release);
+      // The last one out must not look at the team again: the caller, if awake, has left
+      if (team.running.fetch_sub(1, std::memory_order_acq_rel) == Team::kAsleep + 1) wake_all(&team.running);
     }
   }
 };
@@ -118,7 +149,10 @@ void run_team(int n, void (*work)(void*, int), void* context) {
   Team team{work, context, {n - 1}};
   for (int i = 1; i < n; ++i) members[i - 1]->join(team, i);
   work(context, 0);
-  spin_until([&] { return team.running.load(std::memory_order_acquire) == 0; });
+  std::atomic<int>& running = team.running;
+  if (soon([&] { return running.load(std::memory_order_acquire) == 0; })) return;
+  int now = running.fetch_or(Team::kAsleep, std::memory_order_acq_rel) | Team::kAsleep;
+  for (; now != Team::kAsleep; now = running.load(std::memory_order_acquire)) sleep_while(running, now);
 }
 
 void Barrier::wait() {
@@ -126,10 +160,45 @@ void Barrier::wait() {
   const unsigned round = round_.load(std::memory_order_relaxed);
   if (arrived_.fetch_add(1, std::memory_order_acq_rel) == n_ - 1) {
     arrived_.store(0, std::memory_order_relaxed);
-    round_.store(round + 1, std::memory_order_release);
-  } else {
-    spin_until([&] { return round_.load(std::memory_order_acquire) != round; });
+    // In one order with what sleepers do: either they see the new round or they are seen here
+    round_.store(round + 1, std::memory_order_seq_cst);
+    if (asleep_.load(std::memory_order_seq_cst)) wake_all(&round_);
+    return;
   }
+  const auto over = [&] { return round_.load(std::memory_order_seq_cst) != round; };
+  if (soon(over)) return;
+  asleep_.fetch_add(1, std::memory_order_seq_cst);
+  while (!over()) sleep_while(round_, round);
+  asleep_.fetch_sub(1, std::memory_order_seq_cst);
+}
+
+constexpr std::int64_t kShareGrain = 12;  // things: whole blocks of rows of every product
+
+void Shares::deal(int round, int thread, std::int64_t n) {
+  Part& mine = part(round, thread);
+  const auto end_of = [&](int parts) { return n / n_threads_ * parts + n % n_threads_ * parts / n_threads_; };
+  mine.first = end_of(thread), mine.last = end_of(thread + 1);
+  mine.left.store(std::uint64_t((mine.last - mine.first + kShareGrain - 1) / kShareGrain), std::memory_order_relaxed);
+}
+
+bool Shares::take(int round, int thread, std::int64_t size, std::int64_t& first, std::int64_t& last) {
+  const std::uint64_t most = std::max<std::uint64_t>(1, size / kShareGrain);
+  for (int i = 0; i < n_threads_; ++i) {
+    Part& from = part(round, (thread + i) % n_threads_);
+    std::uint64_t left = from.left.load(std::memory_order_relaxed);
+    for (;;) {
+      const std::uint64_t begin = left >> 32, end = left & 0xffffffff;
+      if (begin == end) break;
+      const bool mine = i == 0;
+      const std::uint64_t n = std::min(most, mine ? end - begin : (end - begin + 1) / 2);
+      const std::uint64_t at = mine ? begin : end - n;
+      if (!from.left.compare_exchange_weak(left, mine ? left + (n << 32) : left - n, std::memory_order_relaxed)) continue;
+      first = from.first + std::int64_t(at) * kShareGrain;
+      last = std::min(from.last, first + std::int64_t(n) * kShareGrain);
+      return true;
+    }
+  }
+  return false;
 }
 
 }  // namespace fastvoc

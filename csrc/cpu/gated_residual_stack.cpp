@@ -3,7 +3,7 @@
 // Plain PyTorch moves about a thousand floats per sample and layer. Here a tile of some hundred samples goes through a layer
 // at once: gate and z stay in L1/L2, only x, the skip sum and the conditioning pass by. Bound by multiply-adds.
 //
-// A team of threads shares the samples of all batch entries evenly and meets after each layer. What a sample's result is
+// A team of threads shares the samples of all batch entries as it goes (core/parallel.h) and meets after each layer. What a sample's result is
 // depends on its time alone: not on the tile, the thread or the batch it falls to.
 //
 // The diffusion step's bias is no term of every sample: inside the signal Σ_j W_in[j]·step is constant, so it joins b_in once
@@ -96,8 +96,8 @@ class Run {
   typedef typename Kept<kMinimal, P>::type X;
 
  public:
-  Run(const GatedResidualStack& stack, const GatedResidualJob& job, int thread, int n_threads, Barrier& barrier)
-      : s_(stack), job_(job), thread_(thread), n_threads_(n_threads), barrier_(barrier), b_(stack, job, thread, n_threads) {
+  Run(const GatedResidualStack& stack, const GatedResidualJob& job, int thread, int n_threads, Barrier& barrier, Shares& shares)
+      : s_(stack), job_(job), thread_(thread), n_threads_(n_threads), barrier_(barrier), shares_(shares), b_(stack, job, thread, n_threads) {
     if (s_.s_width == s_.S) b_.skip = job.out;
     if (job.x_next && sizeof(X) == 4 && s_.R == s_.x_width) b_.x[s_.n_layers % 2] = (X*)job.x_next;
   }
@@ -112,8 +112,10 @@ class Run {
     if (kHalf) tile_configure_square();
 #endif
     begin();
+    shares_.deal(job_.first_layer, thread_, units(job_.first_layer));
     for (int l = job_.first_layer; l < job_.last_layer; ++l) {
       barrier_.wait();
+      if (l + 1 < job_.last_layer) shares_.deal(l + 1, thread_, units(l + 1));
       job_.project ? project(l) : layer(l);
     }
     if (job_.last_layer == s_.n_layers && !job_.project) finish();
@@ -129,6 +131,14 @@ class Run {
     const std::int64_t first = n / n_threads_ * thread_ + n % n_threads_ * thread_ / n_threads_;
     f(first, n / n_threads_ * (thread_ + 1) + n % n_threads_ * (thread_ + 1) / n_threads_);
   }
+
+  // Of one batch entry: what its samples are shared out in. With minimal filtering pairs; pair q is the samples t and t + d,
+  // t = q / d·2d + q % d; one at the end may lack its second.
+  std::int64_t units_of_entry(int l) const {
+    const std::int64_t d = s_.layers[l].dilation, odd = job_.T % (2 * d);
+    return kMinimal ? job_.T / (2 * d) * d + (odd < d ? odd : d) : job_.T;
+  }
+  std::int64_t units(int l) const { return job_.B * (job_.project ? job_.T : units_of_entry(l)); }
 
   // Inputs as the products read them.
   void begin() {
@@ -151,30 +161,26 @@ class Run {
     const P* cond = kHalf ? b_.cond : (const P*)job_.cond;
     // Named by their times: of rows without, tiles would read 16 even at the end
     Tile tile;
-    share(job_.B * job_.T, [&](std::int64_t first, std::int64_t last) {
-      for (; first < last; first += kTile) {
-        const int n = int(last - first < kTile ? last - first : kTile);
-        for (int i = 0; i < n; ++i) tile.times[i] = first + i;
-        const Source<P> source{cond, s_.c_width, (const P*)w.data, w.K, tile.times, 0, job_.B * job_.T, nullptr};
-        product(&source, 1, 2 * s_.z_width, n, [&](int n0, int nv, std::int64_t m, int M, const float* sums) {
-          for (int i = 0; i < M; ++i, sums += nv * kLanes)
-            for (int v = 0; v < nv * kLanes; v += kLanes) store(to + (first + m + i) * 2 * s_.z_width + n0 + v, load(sums + v));
-        });
-      }
-    });
+    for (std::int64_t first, last; shares_.take(l, thread_, kTile, first, last);) {
+      const int n = int(last - first);
+      for (int i = 0; i < n; ++i) tile.times[i] = first + i;
+      const Source<P> source{cond, s_.c_width, (const P*)w.data, w.K, tile.times, 0, job_.B * job_.T, nullptr};
+      product(&source, 1, 2 * s_.z_width, n, [&](int n0, int nv, std::int64_t m, int M, const float* sums) {
+        for (int i = 0; i < M; ++i, sums += nv * kLanes)
+          for (int v = 0; v < nv * kLanes; v += kLanes) store(to + (first + m + i) * 2 * s_.z_width + n0 + v, load(sums + v));
+      });
+    }
   }
 
-  // With minimal filtering pair q is the samples t and t + d, t = q / d·2d + q % d; a pair at the end may lack its second.
   void layer(int l) {
-    const std::int64_t d = s_.layers[l].dilation, T = job_.T, odd = T % (2 * d);
-    const std::int64_t units = kMinimal ? T / (2 * d) * d + (odd < d ? odd : d) : T;
+    constexpr std::int64_t kUnits = kMinimal ? kTile / 2 : kTile;
+    const std::int64_t d = s_.layers[l].dilation, T = job_.T, of_entry = units_of_entry(l);
     Tile tile;
     tile.b = -1;
-    share(job_.B * units, [&](std::int64_t unit, std::int64_t last) {
+    for (std::int64_t unit, last; shares_.take(l, thread_, kUnits, unit, last);) {
       while (unit < last) {
-        const std::int64_t b = unit / units, q = unit % units;
-        std::int64_t n = last - unit < units - q ? last - unit : units - q;
-        if (n > (kMinimal ? kTile / 2 : kTile)) n = kMinimal ? kTile / 2 : kTile;
+        const std::int64_t b = unit / of_entry, q = unit % of_entry;
+        const std::int64_t n = last - unit < of_entry - q ? last - unit : of_entry - q;
         unit += n;
         tile.n = tile.first = int(n);
         for (int i = 0; i < n; ++i) tile.times[i] = kMinimal ? (q + i) / d * 2 * d + (q + i) % d : q + i;
@@ -185,7 +191,7 @@ class Run {
         else gate_samples(tile);
         outputs(l, tile);
       }
-    });
+    }
   }
 
   const X* input(int l) const { return l == 0 ? input_ : b_.x[l % 2]; }
@@ -391,6 +397,7 @@ class Run {
   const GatedResidualJob& job_;
   const int thread_, n_threads_;
   Barrier& barrier_;
+  Shares& shares_;
   Buffers<P, X> b_;
   const X* input_;
   struct { const float *in, *res; } biases_;
@@ -419,8 +426,8 @@ std::int64_t gated_residual_stack_workspace(const GatedResidualStack& stack, con
 
 // One member of the team that runs a job; all members must run at the same time.
 void gated_residual_stack(const GatedResidualStack& stack, const GatedResidualJob& job, int thread, int n_threads,
-                          Barrier& barrier) {
-  with_kind(stack, [&](auto kind) { typename decltype(kind)::run(stack, job, thread, n_threads, barrier).run(); });
+                          Barrier& barrier, Shares& shares) {
+  with_kind(stack, [&](auto kind) { typename decltype(kind)::run(stack, job, thread, n_threads, barrier, shares).run(); });
 }
 
 }  // namespace fastvoc::FASTVOC_ISA

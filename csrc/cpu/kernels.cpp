@@ -23,7 +23,7 @@ void upsample_mix(const float*, const float*, const float*, float*, std::int64_t
 std::int64_t wavenet_workspace(const WaveNet&, int, int);
 void wavenet_generate(const WaveNet&, const WaveNetJob&, int, int, Barrier&);
 std::int64_t gated_residual_stack_workspace(const GatedResidualStack&, const GatedResidualJob&, int);
-void gated_residual_stack(const GatedResidualStack&, const GatedResidualJob&, int, int, Barrier&);
+void gated_residual_stack(const GatedResidualStack&, const GatedResidualJob&, int, int, Barrier&, Shares&);
 
 namespace {
 

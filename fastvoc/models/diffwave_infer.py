@@ -6,6 +6,7 @@ from functools import lru_cache, partial
 import torch
 from torch import Tensor
 
+from fastvoc._torch_threads import one_torch_thread
 from fastvoc.errors import ConfigError, ShapeError
 from fastvoc.models.diffwave_schedule import SamplingSteps, checked_betas, sampling_steps
 from fastvoc.models.vocoder import Lengths, Progress, Vocoder, check_seed, fresh_seed
@@ -33,6 +34,7 @@ class Sampling(Vocoder):
         return sampling_steps(betas, config.noise_schedule, config.float32_schedule)
 
     @torch.inference_mode()
+    @one_torch_thread()
     def infer(
         self,
         mel: Tensor | None = None,

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastvoc._torch_threads import one_torch_thread
 from fastvoc.errors import ConfigError, ShapeError
 from fastvoc.layers.gated_residual_stack import GatedResidualStack, exact_pointwise
 from fastvoc.layers.melgan import MelGANGenerator
@@ -172,6 +173,7 @@ class ParallelWaveGAN(Vocoder):
         return skips.transpose(1, 2)
 
     @torch.inference_mode()
+    @one_torch_thread()
     def infer(
         self,
         mel: Tensor | None = None,

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fastvoc
+from fastvoc._torch_threads import one_torch_thread
 from fastvoc.errors import ConfigError, ShapeError
 from fastvoc.layers.gated_residual_stack import GatedResidualStack, exact_pointwise
 from fastvoc.layers.upsample import (
@@ -227,6 +228,7 @@ class ParallelWaveNet(Vocoder):
         return x, mean_tot, log_tot
 
     @torch.inference_mode()
+    @one_torch_thread()
     def infer(
         self,
         mel: Tensor,

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastvoc._torch_threads import one_torch_thread
 from fastvoc.errors import ConfigError, ShapeError
 from fastvoc.models.vocoder import Lengths, Progress, Vocoder
 
@@ -20,6 +21,7 @@ class Generation(Vocoder):
     _upsampler: tuple | None  # the stamp of the weights, and what `_phases` made of them
 
     @torch.no_grad()
+    @one_torch_thread()
     def infer(
         self,
         mel: Tensor,

@@ -11,6 +11,7 @@ from torch import Tensor
 
 import fastvoc
 from fastvoc._op import forced_backend
+from fastvoc._torch_threads import one_torch_thread
 from fastvoc.audio.mulaw import mulaw_encode
 from fastvoc.errors import ConfigError, DeviceError, DTypeError, ShapeError
 from fastvoc.models.vocoder import (
@@ -174,6 +175,7 @@ class Generation(Vocoder):
         return [torch.stack([F.linear(f, w) for w in weights]).to(dtype) for f in features]
 
     @torch.inference_mode()
+    @one_torch_thread()
     def infer(
         self,
         mel: Tensor | None = None,
