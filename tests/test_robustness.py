@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from fastvoc import _cpus
+from fastvoc._torch_threads import one_torch_thread
+from fastvoc.demo.random_weights import random_model
 from fastvoc.models.wavenet_streams import generate, samples_at_once
 from fastvoc.ops.gated_residual_stack import CpuPlan as StackPlan
 from fastvoc.ops.wavenet_generate import CpuPlan
@@ -137,6 +139,28 @@ def test_threads_that_cannot_be_started():
         resource.setrlimit(resource.RLIMIT_AS, before)
         assert torch.equal(many(), want)
     """)
+
+
+def test_torch_stays_on_the_callers_thread_while_a_model_works():
+    """Its other threads would spin on our cores. Those of other Python threads, and ours afterwards, are as before."""
+    model = random_model("parallel_wavegan", layers=4, stacks=2, residual_channels=8, gate_channels=16, skip_channels=8)
+    before, seen = torch.get_num_threads(), []
+    torch.set_num_threads(3)
+    try:
+        with one_torch_thread():
+            seen.append(torch.get_num_threads())
+            with ThreadPoolExecutor(1) as pool:
+                seen.append(pool.submit(torch.get_num_threads).result())
+        with pytest.raises(ZeroDivisionError), one_torch_thread():
+            1 / 0
+        seen.append(torch.get_num_threads())
+        assert seen == [1, 3, 3]
+        watched = model.stack.infer
+        model.stack.infer = lambda *args, **how: (seen.append(torch.get_num_threads()), watched(*args, **how))[1]
+        model.infer(torch.randn(1, 80, 4), seed=1)
+        assert seen == [1, 3, 3, 1] and torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
 
 
 # ---- how many threads ------------------------------------------------------------------------------------------------

@@ -53,11 +53,13 @@ void product(const float* w, const float* x, float* y, int C, std::int64_t T, st
   for (int i = 0; i < C; ++i) std::memcpy(y + i * T + t, out + i * kLanes, (last - t) * sizeof(float));
 }
 
-// sums[i][j] += dy[i]·x[j] over n samples, a multiple of kLanes; the lanes stay apart.
+// sums[i][j] += dy[i]·x[j] over n samples, a multiple of kLanes; the lanes stay apart. soon: kTile rows that are read next, if any.
 template <int kRows, int kColumns>
-inline void outer(const float* dy, const float* x, std::int64_t ld, std::int64_t n, vfloat* sums, int C) {
+inline void outer(const float* dy, const float* x, std::int64_t ld, std::int64_t n, vfloat* sums, int C, const float* soon = nullptr) {
   vfloat local[kRows][kColumns] = {};
   for (std::int64_t t = 0; t < n; t += kLanes) {
+    if (soon)
+      for (int j = 0; j < kTile; ++j) __builtin_prefetch(soon + j * ld + t);
     vfloat column[kColumns];
     for (int j = 0; j < kColumns; ++j) column[j] = load(x + j * ld + t);
     for (int i = 0; i < kRows; ++i) {
@@ -73,7 +75,11 @@ inline void all_outer(const float* dy, const float* x, std::int64_t ld, std::int
   int i = 0;
   for (; i + kTile <= C; i += kTile) {
     int j = 0;
-    for (; j + kTile <= C; j += kTile) outer<kTile, kTile>(dy + i * ld, x + j * ld, ld, n, sums + i * C + j, C);
+    for (; j + kTile <= C; j += kTile) {
+      // The next samples of every row are fetched meanwhile: reading and multiplying would else take turns
+      const float* soon = j == 0 ? dy + i * ld : j == kTile ? x + i * ld : nullptr;
+      outer<kTile, kTile>(dy + i * ld, x + j * ld, ld, n, sums + i * C + j, C, soon ? soon + n : nullptr);
+    }
     for (; j < C; ++j) outer<kTile, 1>(dy + i * ld, x + j * ld, ld, n, sums + i * C + j, C);
   }
   for (; i < C; ++i)

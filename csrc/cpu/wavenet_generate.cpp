@@ -9,7 +9,9 @@
 //     once, so that their weights are read once for them, and one column is never what they are multiplied with.
 //
 // How far ahead is looked changes no bit: gate input = now + ((bias + conditioning) + past), each sum in its own fixed order.
-// A team of threads shares the panels of each matrix and meets after each: a sample has 2·layers + 7 such points.
+// A team of threads shares the panels of each matrix and meets after each. To hand a layer's z over takes two threads some 0.2 µs,
+// more than a small residual product: each thread then makes all of it for itself, and a sample has layers + 4 such points
+// instead of 2·layers + 4.
 #include "core/parallel.h"
 #include "core/wavenet.h"
 #include "cpu/matvec_int8.h"
@@ -36,13 +38,13 @@ inline void convert_row(const float* from, X* to, int n) {
 // Buffers of one group of M streams, carved from the caller's workspace. X is what products read: float, bf16 or q8.
 template <class X>
 struct Buffers {
-  X* in;        // (layers, M, R): each layer's input
+  X* in;        // (layers, M, R): each layer's input; of each thread, where it makes them for itself
   X* taps;      // (kMaxColumns, (kernel-1)·R): past inputs of one layer, oldest first; each thread has its own
   X* z;         // (M, layers·H)
   X* skip;      // (M, S_in)
   X* hidden;    // (M, hidden_in)
   X* mel;       // (steps·M, C)
-  float* x;     // (M, R)
+  float* x;     // (M, R); likewise
   float* y;     // (M, n_out and a vector)
   float* cond;  // (steps, M, layers·2·H): bias, conditioning and past taps
   float* scratch;
@@ -51,12 +53,12 @@ struct Buffers {
     std::int64_t at = 0;
     const auto take = [&](std::int64_t bytes) {
       char* p = base + at;
-      at += (bytes + 63) / 64 * 64;
+      at += aligned(bytes);
       return p;
     };
     const std::int64_t x = sizeof(X), steps = cond_steps(net, M);
     Buffers c;
-    c.in = (X*)take(x * net.n_layers * M * net.R);
+    c.in = (X*)take(inputs_bytes(net, M));
     c.z = (X*)take(x * M * net.n_layers * net.H);
     c.skip = (X*)take(x * M * net.S_in);
     c.hidden = (X*)take(x * M * net.hidden_in);
@@ -70,11 +72,26 @@ struct Buffers {
     return at;
   }
 
-  // What each thread but the first brings along for itself.
-  static std::int64_t own_bytes(const WaveNet& net) { return kMaxColumns * (taps_bytes(net) + 4 * widest(net)); }
+  // What thread 1, 2, … has for itself, from `own` on.
+  void carve_own(const WaveNet& net, int M, char* own) {
+    taps = (X*)own;
+    scratch = (float*)(own += kMaxColumns * taps_bytes(net));
+    own += kMaxColumns * 4 * widest(net);
+    if (!alone(net)) return;
+    in = (X*)own;
+    x = (float*)(own + inputs_bytes(net, M));
+  }
+  static std::int64_t own_bytes(const WaveNet& net, int M) {
+    return kMaxColumns * (taps_bytes(net) + 4 * widest(net)) + (alone(net) ? inputs_bytes(net, M) + aligned(4ll * M * net.R) : 0);
+  }
+
+  // Whether each thread computes the residual path for itself: where its matrix is read faster than z would be handed over.
+  static bool alone(const WaveNet& net) { return net.R * net.H * net.weight_bytes() <= 16384; }
 
  private:
-  static std::int64_t taps_bytes(const WaveNet& net) { return std::int64_t(net.kernel - 1) * net.R * sizeof(X); }
+  static std::int64_t aligned(std::int64_t bytes) { return (bytes + 63) / 64 * 64; }
+  static std::int64_t inputs_bytes(const WaveNet& net, int M) { return aligned(std::int64_t(sizeof(X)) * net.n_layers * M * net.R); }
+  static std::int64_t taps_bytes(const WaveNet& net) { return aligned(std::int64_t(net.kernel - 1) * net.R * sizeof(X)); }
   static std::int64_t widest(const WaveNet& net) {
     std::int64_t widest = net.n_layers * net.H;
     for (int k : {(net.kernel - 1) * net.R, net.R, net.S_in, net.hidden_in, net.C}) widest = k > widest ? k : widest;
@@ -88,11 +105,8 @@ class Generator {
   Generator(const WaveNet& net, const WaveNetJob& job, int thread, int n_threads, Barrier& barrier, char* scratches)
       : net_(net), job_(job), thread_(thread), n_threads_(n_threads), barrier_(barrier), capacity_(job.n_streams) {
     const std::int64_t shared = Buffers<X>::carve(net, capacity_, job.workspace, &b_);
-    if (thread > 0) {
-      char* own = scratches + shared + std::int64_t(thread - 1) * Buffers<X>::own_bytes(net);
-      b_.taps = (X*)own;
-      b_.scratch = (float*)(own + kMaxColumns * std::int64_t(net.kernel - 1) * net.R * sizeof(X));
-    }
+    if (thread > 0)
+      b_.carve_own(net, capacity_, scratches + shared + std::int64_t(thread - 1) * Buffers<X>::own_bytes(net, capacity_));
   }
 
   void run() {
@@ -118,13 +132,17 @@ class Generator {
   template <class F>
   void share(const Matrix& W, const X* in, int ld, F store_panel) {
     const int panels = (W.N + W.width - 1) / W.width;
-    const int first = panels * thread_ / n_threads_, last = panels * (thread_ + 1) / n_threads_;
+    multiply(W, in, ld, panels * thread_ / n_threads_, panels * (thread_ + 1) / n_threads_, store_panel);
+    barrier_.wait();
+  }
+
+  template <class F>
+  void multiply(const Matrix& W, const X* in, int ld, int first, int last, F store_panel) {
     for (int m = 0; m < M_; m += kMaxColumns) {
       const int columns = M_ - m < kMaxColumns ? M_ - m : kMaxColumns;
       product(W, in + std::int64_t(m) * ld, ld, columns, first, last, b_.scratch,
               [&](int n0, int n, const float* sums) { store_panel(m, columns, n0, n, sums); });
     }
-    barrier_.wait();
   }
 
   // Projects the conditioning of samples t … t + steps - 1 into b_.cond; returns steps.
@@ -215,10 +233,10 @@ class Generator {
 
   void sample(int t, int row) {
     const int L = net_.n_layers, R = net_.R, H = net_.H;
-    if (thread_ == 0) {
+    const bool alone = Buffers<X>::alone(net_);
+    if (alone || thread_ == 0)
       for (int m = 0; m < M_; ++m) recall(m);
-    }
-    barrier_.wait();
+    if (!alone) barrier_.wait();
     for (int l = 0; l < L; ++l) {
       const WaveNetLayer& layer = net_.layers[l];
       const X* in = b_.in + std::int64_t(l) * capacity_ * R;
@@ -236,14 +254,16 @@ class Generator {
       if (l == L - 1) break;
       X* next = b_.in + std::int64_t(l + 1) * capacity_ * R;
       const vfloat rho = splat(net_.rho);
-      share(layer.res, b_.z + l * H, L * H, [&](int m0, int columns, int n0, int n, const float* sums) {
+      const auto add = [&](int m0, int columns, int n0, int n, const float* sums) {
         for (int m = 0; m < columns; ++m) {
           float* x = b_.x + std::int64_t(m0 + m) * R + n0;
           for (int v = 0; v < n; v += kLanes)
             store(x + v, (load(x + v) + (load(sums + m * kMaxPanel + v) + load(layer.b_res + n0 + v))) * rho);
           convert(x, next + std::int64_t(m0 + m) * R + n0, n);
         }
-      });
+      };
+      if (alone) multiply(layer.res, b_.z + l * H, L * H, 0, (layer.res.N + layer.res.width - 1) / layer.res.width, add);
+      else share(layer.res, b_.z + l * H, L * H, add);
     }
     const auto rectified = [&](const float* bias, X* to, int ld) {
       return [=](int m0, int columns, int n0, int n, const float* sums) {
@@ -332,7 +352,8 @@ class Generator {
 std::int64_t wavenet_workspace(const WaveNet& net, int n_streams, int n_threads) {
   const std::int64_t shared = net.precision == kBFloat16 ? Buffers<bf16>::carve(net, n_streams, nullptr, nullptr)
                                                          : Buffers<float>::carve(net, n_streams, nullptr, nullptr);
-  const std::int64_t own = net.precision == kBFloat16 ? Buffers<bf16>::own_bytes(net) : Buffers<float>::own_bytes(net);
+  const std::int64_t own = net.precision == kBFloat16 ? Buffers<bf16>::own_bytes(net, n_streams)
+                                                      : Buffers<float>::own_bytes(net, n_streams);
   return shared + (n_threads - 1) * own + 64;
 }
 
