@@ -16,11 +16,11 @@ BENCHMARKS = {  # in the order of `all`: what the README quotes comes first
     "models": "the feed-forward vocoders whole, beside PyTorch, ONNX Runtime and the upstreams' packages",
     "ops": "every operator, on every backend and instruction set",
     "stack": "the gated residual stack alone, on every instruction set, beside its peers",
-    "roofline": "every CPU kernel under the ceilings of this machine",
     "streams": "how many real-time WaveNet streams this machine holds",
     "serving": "all five models: precisions, threads, batches, lengths; latencies and memory",
     "quality": "what bf16 and int8 cost: error against float64, and how it sounds",
     "scaling": "time against length, channels, batch and threads; cliffs",
+    "roofline": "every CPU kernel under the ceilings of this machine",  # last: it changes how the process keeps memory
 }
 
 

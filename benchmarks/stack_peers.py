@@ -211,7 +211,10 @@ def running(stacks: list[GatedResidualStack], plans: list):
         stack.infer = lambda x, cond=None, step=None, plan=plan, head=None, **_: _behind(plan.run(x, cond, step), head)
         stack.project = lambda cond, *_, **__: cond
     try:
-        with patch("fastvoc.models.parallel_wavegan.at_frame_rate", lambda *_: None):  # they take it at the sample rate
+        with (
+            patch("fastvoc.models.parallel_wavegan.at_frame_rate", lambda *_: None),  # they take it at the sample rate
+            patch("fastvoc._torch_threads._LIMITS", []),  # torch has all threads throughout
+        ):
             yield
     finally:
         for stack in stacks:

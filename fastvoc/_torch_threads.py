@@ -6,11 +6,14 @@ two cores took 1.5 times the CPU time of one thread (benchmarks/NOTES.md).
 """
 
 import ctypes
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+
+from fastvoc._op import forced_backend
 
 
 def _limits() -> list:
@@ -28,16 +31,36 @@ def _limits() -> list:
 
 
 _LIMITS = _limits()
+_callers = threading.local()  # .numbers: what `one_torch_thread` found, while it lasts
 
 
 @contextmanager
 def one_torch_thread() -> Iterator[None]:
-    """Torch's operations of this thread stay on it, for a block or, as a decorator, a function."""
-    before = [read() for read, _ in _LIMITS]
-    for _, limit in _LIMITS:
+    """Torch's operations of this thread stay on it, for a block or, as a decorator, a function.
+
+    But where the reference is forced: then torch does all the work.
+    """
+    limits = [] if forced_backend() == "reference" else _LIMITS
+    outer, before = getattr(_callers, "numbers", None), [read() for read, _ in limits]
+    for _, limit in limits:
         limit(1)
+    _callers.numbers = before if outer is None else outer
     try:
         yield
     finally:
-        for (_, limit), n in zip(_LIMITS, before):
+        _callers.numbers = outer
+        for (_, limit), n in zip(limits, before):
             limit(n)
+
+
+@contextmanager
+def callers_torch_threads() -> Iterator[None]:
+    """Within `one_torch_thread`, as many as there were before: for a reference that the other backends declined for."""
+    numbers = getattr(_callers, "numbers", None) or []
+    for (_, limit), n in zip(_LIMITS, numbers):
+        limit(n)
+    try:
+        yield
+    finally:
+        for (_, limit), _ in zip(_LIMITS, numbers):
+            limit(1)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fastvoc import _C, _cuda
+from fastvoc._memory import empty
 from fastvoc._op import Op, Unsupported, autocast, launch, lazy, needs_grad, same_kind
 from fastvoc.errors import ShapeError
 
@@ -45,7 +46,7 @@ def affine_coupling_reference(x: Tensor, log_s: Tensor, t: Tensor) -> tuple[Tens
 def affine_coupling_cpu(x: Tensor, log_s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     inputs, _kept = _on_cpu(x, log_s, t)
     B, C, T = x.shape
-    y, sums = torch.empty(x.shape), torch.empty(B)
+    y, sums = empty(x.shape), torch.empty(B)
     launch(_C.affine_coupling_cpu, *inputs, y, sums, B, C * T)
     return y, sums
 
@@ -69,7 +70,7 @@ def affine_coupling_inverse_reference(y: Tensor, log_s: Tensor, t: Tensor) -> Te
 def affine_coupling_inverse_cpu(y: Tensor, log_s: Tensor, t: Tensor) -> Tensor:
     inputs, _kept = _on_cpu(y, log_s, t)
     B, C, T = y.shape
-    x = torch.empty(y.shape)
+    x = empty(y.shape)
     launch(_C.affine_coupling_inverse_cpu, *inputs, x, B, C * T)
     return x
 
@@ -90,7 +91,7 @@ def affine_coupling_backward_reference(dy: Tensor, dsum: Tensor, x: Tensor, log_
 def affine_coupling_backward_cpu(dy: Tensor, dsum: Tensor, x: Tensor, log_s: Tensor) -> tuple[Tensor, Tensor]:
     (dy_at, dy_stride, *inputs), _kept = _on_cpu(dy, x, log_s)
     B, C, T = x.shape
-    dsum, dx, dlog_s = dsum.float().contiguous(), torch.empty(x.shape), torch.empty(x.shape)
+    dsum, dx, dlog_s = dsum.float().contiguous(), empty(x.shape), empty(x.shape)
     launch(_C.affine_coupling_backward_cpu, dy_at, dy_stride, dsum, *inputs, dx, dlog_s, B, C * T)
     return dx, dlog_s
 

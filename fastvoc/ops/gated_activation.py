@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fastvoc import _C, _cuda
+from fastvoc._memory import empty
 from fastvoc._op import Op, Unsupported, autocast, launch, lazy, needs_grad, same_kind
 
 
@@ -25,7 +26,7 @@ def gated_activation_reference(a: Tensor, b: Tensor) -> Tensor:
 
 def gated_activation_cpu(a: Tensor, b: Tensor) -> Tensor:
     a, b = _on_cpu(a, b)
-    y = torch.empty_like(a)
+    y = empty(a.shape)
     launch(_C.gated_activation_cpu, a, b, y, a.numel())
     return y
 
@@ -44,7 +45,7 @@ def gated_activation_backward_reference(dy: Tensor, a: Tensor, b: Tensor) -> tup
 
 def gated_activation_backward_cpu(dy: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     dy, a, b = _on_cpu(dy, a, b)
-    da, db = torch.empty_like(a), torch.empty_like(b)
+    da, db = empty(a.shape), empty(b.shape)
     launch(_C.gated_activation_backward_cpu, dy, a, b, da, db, a.numel())
     return da, db
 

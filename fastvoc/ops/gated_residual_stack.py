@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -23,7 +22,9 @@ from torch import Tensor
 import fastvoc
 from fastvoc import _C
 from fastvoc._cpus import check_threads
+from fastvoc._memory import empty
 from fastvoc._op import PlanOp, Unsupported, lazy
+from fastvoc._torch_threads import callers_torch_threads
 from fastvoc.errors import ConfigError, DeviceError, DTypeError, ShapeError
 from fastvoc.ops.gated_residual import gated_residual_reference
 from fastvoc.ops.gated_residual_stack_cuda import CudaPlan
@@ -98,6 +99,7 @@ class ReferencePlan:
         self.weights, self.precision = weights, precision
 
     @torch.no_grad()
+    @callers_torch_threads()
     def run(
         self, x: Tensor, cond: Tensor | Interpolated | Sequence[Tensor] | None = None, step: Tensor | None = None
     ) -> Tensor:
@@ -155,9 +157,9 @@ class CpuPlan:
         conds: Any = cond
         B, T = (conds[0] if w.cond_per_layer else conds).shape[:2]
         n = L if max_bytes is None else min(L, max_bytes // max(B * T * packed.gate_width * 4, 1))
-        layers = _memory((n, B, T, packed.gate_width), torch.float32)
+        layers = empty((n, B, T, packed.gate_width))
         threads = self.threads or fastvoc.get_num_threads()
-        workspace = _memory((packed.workspace_bytes(B, T, threads),), torch.uint8)
+        workspace = empty((packed.workspace_bytes(B, T, threads),), torch.uint8)
 
         def project(first: int, last: int, name: str, cond: Tensor):
             cond = _checked(name, cond, B, T, C)
@@ -182,7 +184,7 @@ class CpuPlan:
             raise ShapeError(f"gated_residual_stack: x is {tuple(x.shape)}, expected (B, T, R) with R = {R}")
         B, T, C = *x.shape[:2], w.w_cond.shape[2]
         x, step = _checked("x", x, B, T, R), None if step is None else _checked("step", step, B, L, R)
-        out = torch.empty(B, T, w.n_skip or R)
+        out = empty((B, T, w.n_skip or R))
         taps_of: tuple[Tensor | None, Tensor | None, int] = None, None, 0
         projected, apart = None, isinstance(cond, Projected)
         if isinstance(cond, Interpolated):
@@ -195,7 +197,7 @@ class CpuPlan:
         packed: Any = self._packed_here() if projected is None else projected.packed
         n_projected, n_frames = (0, 0) if projected is None else projected.layers.shape[::2][:2]
         threads = self.threads or fastvoc.get_num_threads()
-        workspace = _memory((packed.workspace_bytes(B, T, threads),), torch.uint8)
+        workspace = empty((packed.workspace_bytes(B, T, threads),), torch.uint8)
         layers = None if projected is None else projected.layers
         projection = n_projected, n_frames, _address(layers), _address(taps_of[0]), _address(taps_of[1]), taps_of[2], apart
 
@@ -226,11 +228,6 @@ def _checked(name: str, t: Tensor, *shape: int) -> Tensor:
 
 def _address(t: Tensor | None) -> int:
     return 0 if t is None or not t.numel() else t.data_ptr()
-
-
-def _memory(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """An empty tensor. NumPy asks the system for large pages, torch does not: fewer of them are faulted in and looked up."""
-    return torch.from_numpy(np.empty(shape, {torch.uint8: np.uint8, torch.float32: np.float32}[dtype]))
 
 
 def _checked_taps(cond: Interpolated, B: int, T: int, C: int) -> tuple[Tensor, Tensor]:

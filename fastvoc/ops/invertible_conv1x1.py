@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fastvoc import _C, _cuda
+from fastvoc._memory import empty
 from fastvoc._op import Op, Unsupported, autocast, launch, lazy, needs_grad
 from fastvoc.errors import ConfigError, DeviceError, DTypeError, ShapeError
 
@@ -41,7 +42,7 @@ def invertible_conv1x1_reference(x: Tensor, weight: Tensor) -> Tensor:
 
 def invertible_conv1x1_cpu(x: Tensor, weight: Tensor) -> Tensor:
     x, weight = _on_cpu(x, weight)
-    y = torch.empty(x.shape)
+    y = empty(x.shape)
     launch(_C.invertible_conv1x1_cpu, weight, x, y, *x.shape)
     return y
 
@@ -60,7 +61,7 @@ def invertible_conv1x1_backward_reference(dy: Tensor, x: Tensor, weight: Tensor)
 
 def invertible_conv1x1_backward_cpu(dy: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     dy, x, weight = _on_cpu(dy, x, weight)
-    dx, dweight = torch.empty(x.shape), torch.empty(weight.shape)
+    dx, dweight = empty(x.shape), torch.empty(weight.shape)
     launch(_C.invertible_conv1x1_backward_cpu, weight, dy, x, dx, dweight, *x.shape)
     return dx, dweight
 

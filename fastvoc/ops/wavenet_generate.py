@@ -21,6 +21,7 @@ from torch import Tensor
 from fastvoc import _C
 from fastvoc._cpus import check_threads
 from fastvoc._op import PlanOp, Unsupported
+from fastvoc._torch_threads import callers_torch_threads
 from fastvoc.errors import ConfigError, ShapeError
 from fastvoc.ops.philox import draws, n_draws
 from fastvoc.ops.wavenet_generate_cuda import CudaPlan
@@ -234,6 +235,7 @@ class ReferencePlan:
         }
 
     @torch.inference_mode()
+    @callers_torch_threads()
     def run(self, states, n_samples, cond=None, *, layer_cond=False, noise=None, forced=None, parameters=False):
         if len(set(n_samples)) > 1 or len({s["n_done"] for s in states}) > 1:  # one by one
             pick = lambda x, i: None if x is None else [x[i]]

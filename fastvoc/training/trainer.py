@@ -10,14 +10,12 @@ A resumed training is the same training: the data and the noise of a step depend
 family trains, and on which losses, is its Task's (task.py).
 """
 
-import ctypes
 import importlib.util
 import json
 import logging
 import pickle
 import time
 from collections import defaultdict
-from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -25,6 +23,7 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_map
 
 from fastvoc._atomic import atomic_path
+from fastvoc._memory import keep_freed_memory
 from fastvoc.errors import ConfigError, CorruptCheckpointError
 from fastvoc.models import load
 from fastvoc.training import processes
@@ -139,7 +138,7 @@ class Trainer:
             log.warning("curve.png is not drawn: matplotlib is not installed; log.jsonl has its numbers")
         if state:
             self._resume(state)
-        _keep_freed_memory()
+        keep_freed_memory()  # a step frees and maps the same gigabyte again, a fifth of its time
 
     @property
     def model(self) -> torch.nn.Module:
@@ -294,12 +293,3 @@ def _means(losses: dict[str, list]) -> dict:
     """{"loss": …, "parts": {…}} from the values of every step."""
     means = {name: torch.stack(values).mean().item() for name, values in losses.items()}
     return {"loss": means.pop("loss"), "parts": means}
-
-
-def _keep_freed_memory() -> None:
-    """Tell glibc to keep large freed blocks: a step frees and maps the same gigabyte again, a fifth of its time."""
-    with suppress(OSError, AttributeError):
-        M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-        libc = ctypes.CDLL(None)
-        libc.mallopt(M_MMAP_THRESHOLD, 1 << 30)
-        libc.mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
