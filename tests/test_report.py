@@ -132,6 +132,14 @@ def test_not_a_results_file(tmp_path, capsys):
     assert "python -m benchmarks" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
+def test_without_matplotlib_it_says_what_to_install(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *_: None)
+    path = write(tmp_path / "a.json", rows())
+    assert main(["report", str(path), "-o", str(tmp_path / "out"), "--no-audio"]) == 1
+    said = capsys.readouterr().err
+    assert "needs matplotlib" in said and "pip install 'fastvoc[demo]'" in said and not (tmp_path / "out").exists()
+
+
 def test_numbers():
     assert [number(x) for x in (None, 1234567, 0.01234, 1234.5, "x", True)] == ["", "1,234,567", "0.0123", "1,234", "x", "True"]
     assert [ratio(x) for x in (None, 2.345, 1234.0)] == ["", "2.35×", "1,234×"]

@@ -1,9 +1,11 @@
 """fastvoc report: one HTML page of what was measured, with the bundled clip to listen to."""
 
+import importlib.util
 import logging
 from pathlib import Path
 
 from fastvoc.cli.options import add_command, check_folder
+from fastvoc.errors import ConfigError
 from fastvoc.report import write_report
 
 log = logging.getLogger("fastvoc")
@@ -22,6 +24,8 @@ def add(commands) -> None:
 
 def run(options) -> None:
     check_folder(options.out, may_be_made=True)
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ConfigError("the report needs matplotlib to draw its pictures", hint="pip install 'fastvoc[demo]'")
     path = write_report(options.results, options.out, audio=not options.no_audio, models=options.model)
     log.info("%s, %.1f MB", path, path.stat().st_size / 1e6)
     print(path)
