@@ -118,6 +118,13 @@ def contenders_of(model, case: Case, mel: Tensor, noise, n_threads: int, quick: 
                 return infer(precision=precision, threads=n_threads)
 
         found[f"fastvoc {precision}"] = precision, Contender(ours, around, threads=n_threads)
+    if "avx2" in timer.real_isas()[:-1]:  # what older machines have, beside a torch that uses what this one has
+
+        def on_avx2():
+            with fastvoc.backend("cpu"), timer.running_on("avx2"):
+                return infer(precision="fp32", threads=n_threads)
+
+        found["fastvoc, AVX2 alone"] = "fp32", Contender(on_avx2, around, threads=n_threads)
     if (package := upstream(model, case, mel, noise)) is not None:
         found["the upstream's package"] = "fp32", Contender(package, around, threads=n_threads)
     return found, skipped

@@ -123,7 +123,8 @@ class Result:
             some = sorted(some, key=lambda r: -r[how["column"]])
             others = [r for r in some if not self._is_ours(r)]
             base = [r for r in others if self._is_baseline(r)]
-            picked = [*base, *(r for r in others[-1:] if r not in base), *(r for r in some if self._is_ours(r))]
+            ours = [r for r in some if r["contender"] == self.how.get("ours", "fastvoc")]  # not what it would be on other machines
+            picked = [*base, *(r for r in others[-1:] if r not in base), *ours]
             shown[group] = [
                 {"name": _named(r), "value": 1 / r[how["column"]], "ours": self._is_ours(r)} for r in picked
             ]  # fmt: skip
