@@ -119,6 +119,24 @@ def test_after_fork_also_while_teams_run():
     """)
 
 
+def test_a_team_on_one_core():
+    """Members that never run at once: they take over each other's share of a layer, and sleep where they would spin."""
+    run_python("""
+        import os, torch
+        torch.set_num_threads(1)
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+        from tests.test_gated_residual_stack import inputs_of, weights_of
+        from tests.test_robustness import StackPlan, engine
+        case = (6, 24, 20, 12, 16, 3, (1, 2, 4, 8, 16, 32), False, True, False, 2, 1499)
+        weights, inputs = weights_of(case), inputs_of(case)
+        want = StackPlan(weights, threads=1).run(*inputs)
+        for threads in (2, 5):
+            for _ in range(5):
+                assert torch.equal(StackPlan(weights, threads=threads).run(*inputs), want)
+        assert torch.equal(engine(4)(), engine(1)())
+    """)
+
+
 def test_threads_that_cannot_be_started():
     """No room for their stacks: an error before any work, and the next call with fewer threads works."""
     run_python("""
