@@ -1,10 +1,9 @@
 """python -m benchmarks pictures: what the README shows, drawn from the checked-in results.
 
-docs/img/NAME-light.svg and NAME-dark.svg, and docs/img/roofline.png. A picture whose results are not there is left as it is.
+docs/img/NAME-light.svg and NAME-dark.svg. A picture whose results are not there is left as it is.
 """
 
 import importlib
-import io
 from pathlib import Path
 
 from benchmarks.record import RESULTS
@@ -27,8 +26,6 @@ def draw_all(folder: Path | None = None) -> None:
         draw, size, grid = found
         for theme, svg in charts.svgs(draw, size, grid).items():
             write(folder / f"{name}-{theme}.svg", svg)
-        if name == "roofline":
-            write(folder / "roofline.png", png(draw, size))
 
 
 def read(name: str) -> Result | None:
@@ -61,18 +58,6 @@ def roofline():
     if result is None or not result.how["roofline"]["ceilings"]:
         return "roofline-cpu.json is missing, or not whole"
     return charts.roofline(result.rows, result.how["roofline"]), (8, 5.6), "both"
-
-
-def png(draw, size) -> bytes:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=size, layout="constrained")
-    axes = figure.subplots()
-    draw(axes, charts.THEMES["light"])
-    axes.grid(alpha=0.6, color=charts.THEMES["light"]["grid"], linewidth=0.6)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150)
-    return buffer.getvalue()
 
 
 def write(path: Path, content: bytes) -> None:

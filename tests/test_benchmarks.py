@@ -346,3 +346,12 @@ def test_ceilings_with_and_without_a_compiler(monkeypatch):
     assert ceilings.operations_per_s("int8", 1, 0.01, None) is None
     monkeypatch.setattr(ceilings.shutil, "which", lambda name: None)
     assert ceilings.library() is None
+
+
+def test_stack_and_models(tmp_path):
+    """Ours and PyTorch eager are there, each checked; what is left out says why."""
+    for name in ("stack", "models"):
+        result = quick(name, tmp_path)
+        who = {(r["contender"], r["precision"]) for r in result["rows"]}
+        assert {("fastvoc", "fp32"), ("fastvoc", "bf16"), ("PyTorch eager", "fp32")} <= who
+        assert result["complete"] is True and all(result["skipped"].values()) and all(r["rtf"] > 0 for r in result["rows"])
