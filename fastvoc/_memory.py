@@ -5,6 +5,7 @@ took twice as long as the kernel (44 ms on one core: 10 the kernel, 28 in 16,385
 """
 
 import ctypes
+import functools
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -14,16 +15,21 @@ from torch import Tensor
 
 LARGE = 4 << 20  # bytes: below, little of a tensor would fill whole large pages
 _HUGEPAGE = 14  # MADV_HUGEPAGE of Linux: a hint, that costs a microsecond
-_madvise = getattr(ctypes.CDLL(None), "madvise", None) if sys.platform == "linux" else None
+
+
+@functools.cache
+def _madvise():
+    """The system's, where it is Linux."""
+    return getattr(ctypes.CDLL(None), "madvise", None) if sys.platform == "linux" else None
 
 
 def empty(shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
     """torch.empty on the CPU; where it is large, in large pages if the system has them."""
     made = torch.empty(shape, dtype=dtype)
-    if made.nbytes >= LARGE and _madvise is not None:
+    if made.nbytes >= LARGE and (madvise := _madvise()) is not None:
         first = -(-made.data_ptr() // 4096) * 4096
         n_bytes = (made.data_ptr() + made.nbytes) // 4096 * 4096 - first
-        _madvise(ctypes.c_void_p(first), ctypes.c_size_t(n_bytes), _HUGEPAGE)
+        madvise(ctypes.c_void_p(first), ctypes.c_size_t(n_bytes), _HUGEPAGE)
     return made
 
 

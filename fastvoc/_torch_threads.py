@@ -6,8 +6,9 @@ two cores took 1.5 times the CPU time of one thread (benchmarks/NOTES.md).
 """
 
 import ctypes
+import functools
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,9 +17,10 @@ import torch
 from fastvoc._op import forced_backend
 
 
-def _limits() -> list:
+@functools.cache  # when first needed: importing fastvoc opens no library
+def _limits() -> list[tuple[Callable[[], int], Callable[[int], object]]]:
     """(read, set) of the calling thread's number of OpenMP and MKL threads; torch.set_num_threads would set every thread's."""
-    found = []
+    found: list[tuple[Callable, Callable]] = []
     try:
         process = ctypes.CDLL(None)  # torch loads its OpenMP for everyone
         found.append((process.omp_get_max_threads, process.omp_set_num_threads))
@@ -30,7 +32,6 @@ def _limits() -> list:
     return found
 
 
-_LIMITS = _limits()
 _callers = threading.local()  # .numbers: what `one_torch_thread` found, while it lasts
 
 
@@ -40,7 +41,7 @@ def one_torch_thread() -> Iterator[None]:
 
     But where the reference is forced: then torch does all the work.
     """
-    limits = [] if forced_backend() == "reference" else _LIMITS
+    limits = [] if forced_backend() == "reference" else _limits()
     outer, before = getattr(_callers, "numbers", None), [read() for read, _ in limits]
     for _, limit in limits:
         limit(1)
@@ -57,10 +58,10 @@ def one_torch_thread() -> Iterator[None]:
 def callers_torch_threads() -> Iterator[None]:
     """Within `one_torch_thread`, as many as there were before: for a reference that the other backends declined for."""
     numbers = getattr(_callers, "numbers", None) or []
-    for (_, limit), n in zip(_LIMITS, numbers):
+    for (_, limit), n in zip(_limits(), numbers):
         limit(n)
     try:
         yield
     finally:
-        for (_, limit), _ in zip(_LIMITS, numbers):
+        for (_, limit), _ in zip(_limits(), numbers):
             limit(1)

@@ -4,6 +4,7 @@ With FASTVOC_WHEELS=FOLDER the wheels in that folder are tested instead, the CUD
 The commands are those that cibuildwheel runs in its containers, read from pyproject.toml.
 """
 
+import json
 import os
 import re
 import shutil
@@ -125,6 +126,17 @@ def test_the_wheel_in_an_empty_environment(wheels, kind, python, test_command, t
         with pytest.raises(AssertionError, match=re.escape(str(weights))):
             run(*test_command, cwd=tmp_path, env=environment)
         shutil.move(tmp_path / "elsewhere", weights)
+
+
+def test_its_commands_far_from_the_source_tree(wheels, python, tmp_path):
+    """bench times all five families; demo writes sound, and says that without matplotlib there is no picture."""
+    run(python, *PIP, "--no-index", "--no-deps", "--force-reinstall", wheel_of(wheels, "cpu"))
+    how = dict(cwd=tmp_path, env={k: v for k, v in os.environ.items() if not k.startswith(("FASTVOC_", "PYTHONPATH"))})
+    fastvoc = python.parent / "fastvoc"
+    facts = json.loads(run(fastvoc, "bench", "--seconds", "1", "--threads", "1", "--json", **how))
+    assert len({case["model"] for case in facts["cases"]}) == 5 and all(case["samples_per_s"] > 0 for case in facts["cases"])
+    said = run(fastvoc, "demo", "--threads", "1", "--peer-seconds", "0.01", **how)
+    assert "wavenet" in said and sorted(p.name for p in (tmp_path / "demo-out").iterdir()) == ["recording.wav", "wavenet.wav"]
 
 
 def test_cibuildwheel_reads_its_settings():
