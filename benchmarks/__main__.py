@@ -18,6 +18,7 @@ BENCHMARKS = {  # in the order of `all`: what the README quotes comes first
     "stack": "the gated residual stack alone, on every instruction set, beside its peers",
     "streams": "how many real-time WaveNet streams this machine holds",
     "serving": "all five models: precisions, threads, batches, lengths; latencies and memory",
+    "training": "one training step of every family, time and memory, beside plain PyTorch",
     "quality": "what bf16 and int8 cost: error against float64, and how it sounds",
     "scaling": "time against length, channels, batch and threads; cliffs",
     "roofline": "every CPU kernel under the ceilings of this machine",  # last: it changes how the process keeps memory

@@ -55,6 +55,11 @@ OUT_OF_CACHE = {
     "invertible_conv1x1": (2, (1, 8, 1 << 20)),
     "invertible_conv1x1_backward": (4, (1, 8, 1 << 20)),
 }
+LAYERS = [  # operator, its products over those of a forward pass, dtype
+    (name, times, dtype)
+    for dtype in (torch.float32, torch.bfloat16)
+    for name, times in (("gated_residual", 1), ("gated_residual_backward", 2))
+]
 STREAMS = (1, 8)
 
 
@@ -121,20 +126,21 @@ def operators(top: Ceilings, n: int, quick: bool) -> Iterator[list[dict]]:
         tensors = moved_by(name, case)
         flop = per_element * tensors[0].numel() * (case[1] if name.startswith("invertible") else 1)
         yield placed(top, name, "out of cache", found, flop, sum(t.nbytes for t in tensors), "memory", check, quick)
-    for name, times in (("gated_residual", 1), ("gated_residual_backward", 2)):
+    for name, times, dtype in LAYERS:
         for label in ("parallel wavegan layer, 1 s", "waveglow layer, 1 s"):
             B, T, R, H, S, k, *rest = OPS[name].cases[label]
             case = (B, 100 if quick else T, R, H, S, k, *rest)
-            found, check = op_contenders(name, case, [n])
+            found, check = op_contenders(name, case, [n], dtype)
             flop = 2.0 * times * B * case[1] * (2 * H * R * k + (R + S) * H)
-            n_bytes = sum(t.nbytes for t in moved_by(name, case))
-            yield placed(top, name, label, found, flop, n_bytes, "memory", check, quick)
+            n_bytes = sum(t.nbytes for t in moved_by(name, case, dtype))
+            kernel = name if dtype == torch.float32 else name.replace("gated_residual", "gated_residual_bf16")
+            yield placed(top, kernel, label, found, flop, n_bytes, "memory", check, quick)
 
 
-def moved_by(name: str, case: tuple) -> list[torch.Tensor]:
+def moved_by(name: str, case: tuple, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
     """The operator's tensors, inputs first, each counted once."""
     op = OPS[name]
-    args = op.make_args(case, torch.float32, "cpu")
+    args = op.make_args(case, dtype, "cpu")
     return [t for t in (*args, *timer.as_tuple(op.reference(*args))) if isinstance(t, torch.Tensor)]
 
 

@@ -254,13 +254,13 @@ def sweep_wavenet(most: int, quick: bool) -> Iterator[dict]:
 CASES = {"gated_activation": (1, 64), "affine_coupling": (1, 4), "invertible_conv1x1": (1, 8)}
 
 
-def op_contenders(name: str, case: tuple, threads: list[int]) -> tuple[dict, Callable]:
-    op = OPS[name]
-    args = op.make_args(case, torch.float32, "cpu")
+def op_contenders(name: str, case: tuple, threads: list[int], dtype: torch.dtype = torch.float32) -> tuple[dict, Callable]:
+    op, precision = OPS[name], "bf16" if dtype == torch.bfloat16 else "fp32"
+    args = op.make_args(case, dtype, "cpu")
     rule = accuracy_rule(op, args)
-    found = {("PyTorch eager", "fp32", 1): Contender(lambda: op.reference(*args), lambda: timer.threads(1))}
+    found = {("PyTorch eager", precision, 1): Contender(lambda: op.reference(*args), lambda: timer.threads(1))}
     for n in threads:
-        found["fastvoc", "fp32", n] = Contender(lambda: op(*args), forced("cpu", fastvoc.cpu_isa(), n), threads=n)
+        found["fastvoc", precision, n] = Contender(lambda: op(*args), forced("cpu", fastvoc.cpu_isa(), n), threads=n)
     return found, lambda key, output, first: rule(output, first)
 
 

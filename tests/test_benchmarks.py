@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -18,14 +19,18 @@ from benchmarks import (
     bench_scaling,
     bench_serving,
     bench_streams,
+    bench_training,
     bench_wavenet,
     ceilings,
     record,
     timer,
+    training_peers,
 )
 from benchmarks.timer import Contender, DisagreementError, allclose, interleave
 from fastvoc._op import OPS
 from fastvoc.errors import BackendUnavailableError
+from fastvoc.layers import GatedResidualStack
+from fastvoc.ops.gated_residual import CASES, gated_residual_fwd
 from fastvoc.report.results import read_results
 
 ROOT = Path(__file__).parent.parent
@@ -316,6 +321,43 @@ def test_streams_and_serving(tmp_path):
     assert all(r["p50_ms"] <= r["p99_ms"] <= r["longest_ms"] for r in result["rows"]) and len(result["held"]) == 3
     rows = quick("serving", tmp_path)["rows"]
     assert {r["batch"] for r in rows} == {1, 2} and all(r["p50_ms"] <= r["p99_ms"] for r in rows)
+
+
+@pytest.mark.slow
+def test_training(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench_training, "QUICK", ("WaveGlow",))
+    result = quick("training", tmp_path)
+    rows = {(r["contender"], r["precision"]): r for r in result["rows"]}
+    peers = {("PyTorch eager", "fp32"), ("PyTorch", "bf16")}
+    assert set(rows) == peers | {("fastvoc", "fp32"), ("fastvoc", "bf16"), ("fastvoc memory-efficient", "fp32")}
+    assert all(r["ms_min"] <= r["ms"] <= r["ms_max"] and r["step_mb"] != 0 for r in rows.values())
+    assert rows["fastvoc", "fp32"]["gradient_error"] < 1e-4 < rows["fastvoc", "bf16"]["gradient_error"] < 0.5
+    assert any("torch.compile" in what for what in result["skipped"])
+
+
+def test_a_training_step_that_computes_something_else_is_refused(monkeypatch):
+    real = GatedResidualStack.forward
+    monkeypatch.setattr(GatedResidualStack, "forward", lambda *args: real(*args) * 1.1)
+    with pytest.raises(DisagreementError, match="WaveGlow: fastvoc: loss off by"):
+        bench_training.bench("WaveGlow", 1, True, False)
+
+
+@pytest.mark.parametrize("label", ["ragged", "causal, kernel 5", "no conditioning"])
+def test_the_plain_training_layer_is_the_layer(label):
+    case = CASES[label]
+    x, w_in, b_in, w_out, b_out, cond, step, *options = gated_residual_fwd.make_args(case, torch.float64, "cpu")
+    turned = x.transpose(1, 2), w_in, b_in, w_out[:, :, None], b_out, None if cond is None else cond.transpose(1, 2), step
+    want = gated_residual_fwd.reference(x, w_in, b_in, w_out, b_out, cond, step, *options)
+    for y, z in zip(training_peers.plain_layer(*turned, *options), want, strict=False):
+        assert torch.allclose(y.transpose(1, 2), z, rtol=0, atol=1e-12)
+
+
+def test_nothing_of_ours_is_left_in_the_plain_models():
+    stack = GatedResidualStack(6, 10, 4, 5, 3, [1, 2])
+    x, cond = torch.randn(2, 50, 6), torch.randn(2, 50, 5)
+    want = stack(x, cond)
+    with training_peers.plain_layers(), patch("fastvoc.layers.gated_residual_stack.gated_residual", None):
+        assert torch.allclose(stack(x, cond), want, atol=1e-5)
 
 
 def test_a_stream_that_is_changed_by_its_company_is_refused(monkeypatch):

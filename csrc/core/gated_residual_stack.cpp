@@ -69,20 +69,25 @@ GatedResidualStackPlan::GatedResidualStackPlan(const Weights& w, int precision, 
     const float* in = w.in + std::int64_t(l) * 2 * H * R * k;
     layer.taps = &taps_[std::size_t(l) * s.n_taps];
     for (int j = 0; j < s.n_taps; ++j)
-      taps_[std::size_t(l) * s.n_taps + j] = pack(gate, R_in, [&](int n, int r) {
-        if (gate_row(n) < 0 || r >= R) return 0.f;
-        const float* tap = in + (std::int64_t(gate_row(n)) * R + r) * k;
-        if (!s.minimal) return tap[j];
-        const double even = double(tap[0]) + tap[2], odd = tap[1];
-        return j == 0 ? tap[0] : j == 3 ? tap[2] : float(0.5 * (j == 1 ? even + odd : even - odd));
+      taps_[std::size_t(l) * s.n_taps + j] = pack(gate, R_in, [&](int n, float* row) {
+        if (gate_row(n) < 0) return;
+        const float* tap = in + std::int64_t(gate_row(n)) * R * k;
+        const double sign = j == 1 ? 0.5 : -0.5;
+        if (!s.minimal || j == 0 || j == 3)
+          for (int r = 0, at = j == 3 && s.minimal ? 2 : j; r < R; ++r) row[r] = tap[std::int64_t(r) * k + at];
+        else
+          for (int r = 0; r < R; ++r, tap += 3) row[r] = float(0.5 * (double(tap[0]) + tap[2]) + sign * tap[1]);
       });
-    const float* cond = w.cond + std::int64_t(l) * 2 * H * C;
-    layer.cond = pack(gate, C_in, [&](int n, int c) {
-      return gate_row(n) < 0 || c >= C ? 0.f : cond[std::int64_t(gate_row(n)) * C + c];
-    });
+    const auto rows_of = [](const float* matrix, int N, int K) {
+      return [=](int n, float* row) {
+        if (n >= 0 && n < N) std::copy_n(matrix + std::int64_t(n) * K, K, row);
+      };
+    };
+    const auto cond = rows_of(w.cond + std::int64_t(l) * 2 * H * C, 2 * H, C);
+    layer.cond = pack(gate, C_in, [&](int n, float* row) { cond(gate_row(n), row); });
     const float* out = w.out + std::int64_t(l) * (R + S) * H;
-    layer.res = pack(s.x_width, H_in, [&](int n, int h) { return n < R && h < H ? out[std::int64_t(n) * H + h] : 0.f; });
-    layer.skip = pack(s.s_width, H_in, [&](int n, int h) { return n < S && h < H ? out[std::int64_t(R + n) * H + h] : 0.f; });
+    layer.res = pack(s.x_width, H_in, rows_of(out, R, H));
+    layer.skip = pack(s.s_width, H_in, rows_of(out + std::int64_t(R) * H, S, H));
     const float *b_in = w.b_in + std::int64_t(l) * 2 * H, *b_out = w.b_out + std::int64_t(l) * (R + S);
     layer.b_in = keep(gate, [&](int n) { return gate_row(n) < 0 ? 0.f : b_in[gate_row(n)]; });
     layer.b_res = keep(s.x_width, [&](int n) { return n < R ? b_out[n] : 0.f; });
@@ -100,23 +105,27 @@ char* GatedResidualStackPlan::take(std::int64_t bytes) {
   return at;
 }
 
+// fill(n, row): the K weights of output n, onto zeros.
 template <class F>
-StackMatrix GatedResidualStackPlan::pack(int N, int K, F value) {
+StackMatrix GatedResidualStackPlan::pack(int N, int K, F fill) {
   const bool half = stack_.precision == kBFloat16;
   const int lanes = kernels_.stack_layout.lanes;
   char* data = take(std::int64_t(N) * K * (half ? 2 : 4));
+  std::vector<float> row(K);
   for (int n0 = 0, width; n0 < N; n0 += width) {
     width = std::min(kernels_.stack_layout.panel * lanes, N - n0);
     if (width < kernels_.stack_layout.panel * lanes) width = width >= 2 * lanes ? 2 * lanes : lanes;
-    for (int k = 0; k < K; ++k)
-      for (int n = 0; n < width; ++n) {
-        const float v = value(n0 + n, k);
-        const std::int64_t panel = std::int64_t(n0) * K;
-        if (half)
-          reinterpret_cast<std::uint16_t*>(data)[panel + (std::int64_t(k / 2) * width + n) * 2 + k % 2] = rounded(v);
-        else
-          reinterpret_cast<float*>(data)[panel + std::int64_t(k) * width + n] = v;
-      }
+    const std::int64_t panel = std::int64_t(n0) * K;
+    for (int n = 0; n < width; ++n) {
+      std::fill(row.begin(), row.end(), 0.f);
+      fill(n0 + n, row.data());
+      auto* halves = reinterpret_cast<std::uint16_t*>(data) + panel + 2 * n;
+      auto* floats = reinterpret_cast<float*>(data) + panel + n;
+      if (half)
+        for (int k = 0; k < K; ++k) halves[std::int64_t(k / 2) * width * 2 + k % 2] = rounded(row[k]);
+      else
+        for (int k = 0; k < K; ++k) floats[std::int64_t(k) * width] = row[k];
+    }
   }
   return {data, N, K};
 }

@@ -110,7 +110,7 @@ class GatedResidualStackPlan {
 
  private:
   template <class F>
-  StackMatrix pack(int N, int K, F value);
+  StackMatrix pack(int N, int K, F fill);
   template <class F>
   const float* keep(int N, F value);
   char* take(std::int64_t bytes);
