@@ -160,6 +160,21 @@ def test_recomputing_gives_the_same_gradients(changes):
     assert sum(a is not None for a in both[0]) > 10
 
 
+def test_wide_conditioning_is_projected_for_all_layers_at_once():
+    module = stack(cond_channels=20)
+    x, cond = torch.randn(2, 30, 6), torch.randn(2, 30, 20, requires_grad=True)
+    shares = module._projected_together(cond)
+    both = []
+    for together in True, False:
+        if not together:
+            module._projected_together = lambda cond: None
+        y = module(x, cond)
+        both.append([y, *torch.autograd.grad(y.square().sum(), [cond, *(layer.cond.weight for layer in module.layers)])])
+    assert len(shares) == 3 and shares[0].shape == (2, 30, 10)
+    assert all(torch.allclose(a, b, atol=1e-5) and a.any() for a, b in zip(*both, strict=True))
+    assert stack()._projected_together(torch.randn(2, 30, 5)) is None  # the projections of few channels are fast alone
+
+
 def test_recomputing_keeps_a_third():
     module = stack(residual_channels=16, gate_channels=32, skip_channels=16, dilations=[1, 2, 4, 8, 16, 32] * 2)
     x, cond = torch.randn(1, 4000, 16), torch.randn(1, 4000, 5)
