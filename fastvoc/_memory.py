@@ -25,7 +25,7 @@ def _madvise():
 
 def empty(shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
     """torch.empty on the CPU; where it is large, in large pages if the system has them."""
-    made = torch.empty(shape, dtype=dtype)
+    made = torch.empty(shape, dtype=dtype, device="cpu")  # whatever torch.set_default_device says
     if made.nbytes >= LARGE and (madvise := _madvise()) is not None:
         first = -(-made.data_ptr() // 4096) * 4096
         n_bytes = (made.data_ptr() + made.nbytes) // 4096 * 4096 - first
