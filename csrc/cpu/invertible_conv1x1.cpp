@@ -77,8 +77,8 @@ inline void all_outer(const float* dy, const float* x, std::int64_t ld, std::int
     int j = 0;
     for (; j + kTile <= C; j += kTile) {
       // The next samples of every row are fetched meanwhile: reading and multiplying would else take turns
-      const float* soon = j == 0 ? dy + i * ld : j == kTile ? x + i * ld : nullptr;
-      outer<kTile, kTile>(dy + i * ld, x + j * ld, ld, n, sums + i * C + j, C, soon ? soon + n : nullptr);
+      const float* soon = (j == 0 ? dy : x) + i * ld + n;
+      outer<kTile, kTile>(dy + i * ld, x + j * ld, ld, n, sums + i * C + j, C, j <= kTile ? soon : nullptr);
     }
     for (; j < C; ++j) outer<kTile, 1>(dy + i * ld, x + j * ld, ld, n, sums + i * C + j, C);
   }
