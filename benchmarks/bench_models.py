@@ -168,6 +168,8 @@ def bench(
     with timer.threads(n_threads), fastvoc.backend("reference"):
         exact = case.build().double().infer(mel.double(), noise=double(noise), **case.infer).double()
     contenders, skipped = contenders_of(model, case, mel, noise, n_threads, quick, with_compile)
+    if "PyTorch eager" not in contenders:  # what all others are compared with
+        raise RuntimeError(f"{name}: PyTorch eager does not run: {skipped['PyTorch eager']}")
     errors = {}
     for contender, (_, c) in contenders.items():
         with c.around():

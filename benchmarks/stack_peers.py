@@ -213,7 +213,7 @@ def running(stacks: list[GatedResidualStack], plans: list):
     try:
         with (
             patch("fastvoc.models.parallel_wavegan.at_frame_rate", lambda *_: None),  # they take it at the sample rate
-            patch("fastvoc._torch_threads._LIMITS", []),  # torch has all threads throughout
+            patch("fastvoc._torch_threads._limits", list),  # none: torch has all threads throughout
         ):
             yield
     finally:

@@ -77,16 +77,16 @@ struct Buffers {
     taps = (X*)own;
     scratch = (float*)(own += kMaxColumns * taps_bytes(net));
     own += kMaxColumns * 4 * widest(net);
-    if (!alone(net)) return;
+    if (!alone(net, M)) return;
     in = (X*)own;
     x = (float*)(own + inputs_bytes(net, M));
   }
   static std::int64_t own_bytes(const WaveNet& net, int M) {
-    return kMaxColumns * (taps_bytes(net) + 4 * widest(net)) + (alone(net) ? inputs_bytes(net, M) + aligned(4ll * M * net.R) : 0);
+    return kMaxColumns * (taps_bytes(net) + 4 * widest(net)) + (alone(net, M) ? inputs_bytes(net, M) + aligned(4ll * M * net.R) : 0);
   }
 
-  // Whether each thread computes the residual path for itself: where its matrix is read faster than z would be handed over.
-  static bool alone(const WaveNet& net) { return net.R * net.H * net.weight_bytes() <= 16384; }
+  // Whether each thread computes the residual path for itself: where that takes less time than to hand z over.
+  static bool alone(const WaveNet& net, int M) { return std::int64_t(net.R) * net.H * net.weight_bytes() * M <= 16384; }
 
  private:
   static std::int64_t aligned(std::int64_t bytes) { return (bytes + 63) / 64 * 64; }
@@ -233,7 +233,7 @@ class Generator {
 
   void sample(int t, int row) {
     const int L = net_.n_layers, R = net_.R, H = net_.H;
-    const bool alone = Buffers<X>::alone(net_);
+    const bool alone = Buffers<X>::alone(net_, capacity_);
     if (alone || thread_ == 0)
       for (int m = 0; m < M_; ++m) recall(m);
     if (!alone) barrier_.wait();
