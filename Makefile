@@ -1,4 +1,4 @@
-# make demo   everything from nothing: environment, build, and the bundled speech through the bundled WaveNet
+# make demo   everything from nothing: environment, build, and the bundled speech through the bundled models
 # make test   the same environment plus the test tools, and all tests
 # make lint   ruff, clang-format and mypy
 # make wheel  an sdist and a manylinux wheel in dist/; where nvcc is, one with the CUDA library too
