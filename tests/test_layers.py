@@ -176,11 +176,14 @@ def test_conv_input_errors():
     assert conv(torch.zeros(1, 3, 7)).isfinite().all()
 
 
-@pytest.mark.parametrize("network", [
+every_linear_network = pytest.mark.parametrize("network", [
     ConvInUpsampleNetwork([4, 4], cin_channels=3, cin_pad=2), UpsampleNetwork([2, 4, 2], cin_pad=1), UpsampleNetwork([16]),
     UpsampleNetwork([4, 4], mode="bilinear"), UpsampleNetwork([4, 4], mode="bicubic", use_causal_conv=True),
     ConvInUpsampleNetwork([5, 4], cin_channels=3, cin_pad=1, use_causal_conv=True), UpsampleNetwork([1, 17], mode="area"),
 ])  # fmt: skip
+
+
+@every_linear_network
 def test_samples_as_sums_of_few_frames(network):
     torch.manual_seed(0)
     for p in network.parameters():
@@ -195,11 +198,7 @@ def test_samples_as_sums_of_few_frames(network):
             assert low_rate.taps.shape[1] <= min(12, n_frames + 2 * network.context) and low_rate.frames.shape[1] <= c.shape[2]
 
 
-@pytest.mark.parametrize("network", [
-    ConvInUpsampleNetwork([4, 4], cin_channels=3, cin_pad=2), UpsampleNetwork([2, 4, 2], cin_pad=1), UpsampleNetwork([16]),
-    UpsampleNetwork([4, 4], mode="bilinear"), UpsampleNetwork([4, 4], mode="bicubic", use_causal_conv=True),
-    ConvInUpsampleNetwork([5, 4], cin_channels=3, cin_pad=1, use_causal_conv=True), UpsampleNetwork([1, 17], mode="area"),
-])  # fmt: skip
+@every_linear_network
 def test_projections_at_frame_rate_and_their_gradients(network):
     """And no frame outside `seen` matters."""
     torch.manual_seed(0)

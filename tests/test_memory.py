@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from fastvoc import _memory
+from fastvoc.ops.affine_coupling import affine_coupling
 from fastvoc.ops.gated_activation import gated_activation
 
 
@@ -19,10 +20,11 @@ def test_empty_is_ordinary_memory(shape):
 
 
 def test_operators_under_another_default_device():
-    a, b = torch.randn(2, 300), torch.randn(2, 300)
-    want = gated_activation(a, b)
+    a, b = torch.randn(2, 4, 300), torch.randn(2, 4, 300)
+    run = lambda: (gated_activation(a, b), *affine_coupling(a, b, b))
+    want = run()
     with torch.device("meta"):
-        assert torch.equal(gated_activation(a, b), want)
+        assert all(torch.equal(x, y) for x, y in zip(run(), want))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="large pages are asked of Linux")

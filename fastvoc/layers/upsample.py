@@ -192,9 +192,9 @@ class UpsampleNetwork(nn.Module):
         return max(-low, high)
 
     def time_matrix(self, n_frames: int) -> Tensor:
-        """(n_frames, n_samples) with forward(c) = c @ time_matrix, where the network acts on time alone."""
+        """(n_frames, n_frames · scale): what each frame, context included, adds to each sample; the network acts on time alone."""
         weight = self.up_layers[1].weight
-        return self(torch.eye(n_frames, dtype=weight.dtype, device=weight.device)[None])[0]
+        return self._whole(torch.eye(n_frames, dtype=weight.dtype, device=weight.device)[None])[0]
 
     def time_blocks(self, n: int) -> Tensor:
         """(n, scale, width): frame i's samples from frames i + seen[0] … i + seen[1] of the whole input, context included,
@@ -203,11 +203,10 @@ class UpsampleNetwork(nn.Module):
         # A frame further than `reach` from both ends sees no end: the middle one of a short signal stands for all of these
         (low, high), whole = self.seen, n + 2 * self.context
         short = min(whole, 2 * self.reach + 1)
-        weight = self.up_layers[1].weight
-        matrix = self._whole(torch.eye(short, dtype=weight.dtype, device=weight.device)[None])[0]
+        matrix = self.time_matrix(short)
         matrix = F.pad(matrix.unflatten(1, (short, self.scale)), (0, 0, 0, 0, -low, high))
         blocks = torch.stack([matrix[i : i + high - low + 1, i].t() for i in range(short)])
-        at = torch.arange(self.context, whole - self.context, device=weight.device)
+        at = torch.arange(self.context, whole - self.context, device=matrix.device)
         return blocks[self._alike(at, whole, short)]
 
     def _alike(self, at: Tensor, n_frames: int, short: int) -> Tensor:
@@ -217,14 +216,15 @@ class UpsampleNetwork(nn.Module):
 
     @torch.no_grad()
     def time_taps(self, n_frames: int, low: int, high: int) -> tuple[Tensor, Tensor]:
-        """time_matrix(n_frames) of the samples of frames low … high - 1, not counting context, without its zeros.
+        """time_matrix(n_frames) for the samples of frames low … high - 1, not counting context, without its zeros.
 
         -> first (T,) int32, taps (T, n_taps): a sample is the sum of taps[j] times frame first + j.
         """
         # A frame further than `reach` from both ends sees no end: the middle one of a short signal stands for all of these
         n = n_frames - 2 * self.context
         short = min(n, 2 * self.reach + 1)
-        matrix = self.time_matrix(short + 2 * self.context).t()  # (samples, frames) of the short signal
+        samples = slice(self.indent, self.indent + short * self.scale)
+        matrix = self.time_matrix(short + 2 * self.context)[:, samples].t()  # (samples, frames) of the short signal
         used = matrix != 0
         first = used.int().argmax(1)
         width = int((used * torch.arange(1, used.shape[1] + 1)).amax(1).sub(first).max().clamp(min=1))

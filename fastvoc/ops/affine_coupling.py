@@ -46,7 +46,7 @@ def affine_coupling_reference(x: Tensor, log_s: Tensor, t: Tensor) -> tuple[Tens
 def affine_coupling_cpu(x: Tensor, log_s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     inputs, _kept = _on_cpu(x, log_s, t)
     B, C, T = x.shape
-    y, sums = empty(x.shape), torch.empty(B)
+    y, sums = empty(x.shape), empty((B,))
     launch(_C.affine_coupling_cpu, *inputs, y, sums, B, C * T)
     return y, sums
 
