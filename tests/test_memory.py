@@ -6,9 +6,9 @@ import sys
 import pytest
 import torch
 
+import fastvoc
 from fastvoc import _memory
-from fastvoc.ops.affine_coupling import affine_coupling
-from fastvoc.ops.gated_activation import gated_activation
+from fastvoc._op import OPS, Op
 
 
 @pytest.mark.parametrize("shape", [(0,), (3, 5), (_memory.LARGE // 4,), (3, _memory.LARGE // 4 + 1)])
@@ -19,12 +19,23 @@ def test_empty_is_ordinary_memory(shape):
     assert float(made.fill_(1).sum()) == made.numel()
 
 
-def test_operators_under_another_default_device():
-    a, b = torch.randn(2, 4, 300), torch.randn(2, 4, 300)
-    run = lambda: (gated_activation(a, b), *affine_coupling(a, b, b))
+@pytest.mark.parametrize(("op", "dtype"), [(op, dtype) for op in OPS.values() if isinstance(op, Op) for dtype in op.cpu_dtypes])
+def test_torchs_defaults_change_no_result(op, dtype):
+    args = op.make_args(op.cases["ragged"], dtype, "cpu")
+
+    def run():
+        with fastvoc.backend("cpu"):
+            made = op(*args)
+        return made if isinstance(made, tuple) else (made,)
+
     want = run()
     with torch.device("meta"):
-        assert all(torch.equal(x, y) for x, y in zip(run(), want))
+        assert all(torch.equal(y, w) for y, w in zip(run(), want))
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert all(torch.equal(y, w) for y, w in zip(run(), want))
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="large pages are asked of Linux")

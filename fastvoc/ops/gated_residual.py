@@ -105,7 +105,7 @@ def gated_residual_cpu(x, w_in, b_in, w_out, b_out, cond, step, dilation, causal
     arrays = [t[None].numpy() for t in (w_in, b_in, w_in.new_empty(G, 0), w_out, b_out)]
     packed = _C.GatedResidualStackPlan(*arrays, [dilation], causal, rho, step_in_residual, 0, _C.cpu_isa())
     threads = _C.get_num_threads()
-    workspace = torch.empty(packed.workspace_bytes(B, T, threads), dtype=torch.uint8)
+    workspace = torch.empty(packed.workspace_bytes(B, T, threads), dtype=torch.uint8, device="cpu")
     address = lambda t: 0 if t is None else t.data_ptr()
     packed.run_layer(B, T, *[address(t) for t in (x, cond, step, x_out, skip, a, workspace)], threads)
     return x_out, skip, a
@@ -119,7 +119,7 @@ def gated_residual_backward_cpu(dx_out, dskip, x, a, w_in, w_out, step, dilation
     if x.dtype == torch.bfloat16:
         return gated_residual_backward_bf16(dx_out, dskip, x, a, w_in, w_out, step, dilation, left, rho, step_in_residual)
     u = x if step is None else x + step[:, None]
-    residual = torch.ones(R + S, 1)
+    residual = w_out.new_ones(R + S, 1)
     residual[:R] = rho
     z, da, dx = _empty(x, B, T, G // 2), torch.empty_like(a), torch.empty_like(x)
     dw_in, dw_out = _empty(x, k, G, R), torch.empty_like(w_out)

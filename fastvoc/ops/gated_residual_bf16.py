@@ -56,7 +56,7 @@ def _sizes(u: Tensor, widths: _Widths, kernel: int, dilation: int, left: int, rh
 
 
 def _workspace(sizes: tuple, gradient: bool) -> Tensor:
-    return torch.empty(_C.gated_residual_bf16_bytes(gradient, *sizes[:6]), dtype=torch.uint8)
+    return torch.empty(_C.gated_residual_bf16_bytes(gradient, *sizes[:6]), dtype=torch.uint8, device="cpu")
 
 
 def gated_residual_bf16(x, w_in, b_in, w_out, b_out, cond, step, dilation, left, rho, step_in_residual):
@@ -89,8 +89,8 @@ def gated_residual_backward_bf16(dx_out, dskip, x, a, w_in, w_out, step, dilatio
         w_in, w_out = widths.w_in(w_in), widths.w_out(w_out)
     sizes = _sizes(u, widths, k, dilation, left, rho)
     da, dx = torch.empty_like(a), torch.empty_like(u)
-    dw_in, dw_out, db_in, db_out = (torch.zeros(n) for n in (w_in.shape, w_out.shape, w_in.shape[:1], w_out.shape[:1]))
-    du_sums = torch.zeros(B, -(-T // _C.gated_residual_bf16_tile()), widths.R)
+    dw_in, dw_out, db_in, db_out = (w_in.new_zeros(n) for n in (w_in.shape, w_out.shape, w_in.shape[:1], w_out.shape[:1]))
+    du_sums = w_in.new_zeros(B, -(-T // _C.gated_residual_bf16_tile()), widths.R)
     given = dx_out, dskip, u, a
     made = da, dx, dw_in, db_in, dw_out, db_out, du_sums
     if x.numel():

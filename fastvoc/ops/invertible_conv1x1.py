@@ -61,7 +61,7 @@ def invertible_conv1x1_backward_reference(dy: Tensor, x: Tensor, weight: Tensor)
 
 def invertible_conv1x1_backward_cpu(dy: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     dy, x, weight = _on_cpu(dy, x, weight)
-    dx, dweight = empty(x.shape), torch.empty(weight.shape)
+    dx, dweight = empty(x.shape), empty(weight.shape)
     launch(_C.invertible_conv1x1_backward_cpu, weight, dy, x, dx, dweight, *x.shape)
     return dx, dweight
 
