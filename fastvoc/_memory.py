@@ -1,7 +1,7 @@
 """Memory of large results and workspaces, from the system in large pages.
 
 The system clears each new page before a kernel may write to it. torch asks for pages of 4 KB: for gated_activation on 64 MB that
-took twice as long as the kernel (44 ms on one core: 10 the kernel, 28 in 16,385 page faults; 16 with pages of 2 MB).
+took most of the time, of 2 MB far less (benchmarks/NOTES.md has the figures).
 """
 
 import ctypes
