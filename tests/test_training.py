@@ -72,7 +72,7 @@ RECIPES = {
         },
         "sample": {"schedule": "fast"},
         "mel": {**RECIPE["mel"], "name": "lmnt", "fmin": 20.0},
-        "training": TRAINING,
+        "training": {**TRAINING, "optimizer": "Muon", "optimizer_options": {"adam": ["input_projection"]}},
     },
     "waveglow": {
         "family": "waveglow",

@@ -30,6 +30,7 @@ from fastvoc.training import processes
 from fastvoc.training.curve import plot_curve
 from fastvoc.training.data import Corpus
 from fastvoc.training.diffwave import DiffWaveTask
+from fastvoc.training.muon import Muon
 from fastvoc.training.parallel_wavegan import ParallelWaveGANTask
 from fastvoc.training.parallel_wavenet import ParallelWaveNetTask
 from fastvoc.training.task import Draws
@@ -50,7 +51,7 @@ OPTIONS = (
     "minimum_learning_rate", "gradient_clip", "ema_decay", "validate_every", "checkpoint_every", "sample_every",
 )  # fmt: skip
 STATE = ("networks", "average", "optimizers", "step", "statistics")
-OPTIMIZERS = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW, "RAdam": torch.optim.RAdam}
+OPTIMIZERS = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW, "RAdam": torch.optim.RAdam, "Muon": Muon}
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16}  # of the networks; weights, sums of gradients and losses are fp32
 REPORT_EVERY = 100
 VALIDATION_BATCHES = 8
@@ -210,8 +211,10 @@ class Trainer:
         kind = options.get("optimizer", "Adam")
         if kind not in OPTIMIZERS:
             raise ConfigError(f"optimizer: got {kind!r}, expected one of {sorted(OPTIMIZERS)}")
-        parameters = [p for p in self.modules[name].parameters() if p.requires_grad]
-        faster = {} if kind == "RAdam" else {"fused": True}
+        parameters = [(n, p) for n, p in self.modules[name].named_parameters() if p.requires_grad]
+        if kind != "Muon":  # which sorts them by name
+            parameters = [p for _, p in parameters]
+        faster = {"fused": True} if kind in ("Adam", "AdamW") else {}
         return OPTIMIZERS[kind](parameters, **faster, **options.get("optimizer_options", {}))
 
     def _segments(self, corpus: Corpus, seed: int, step: int, rows: slice = slice(None)):
