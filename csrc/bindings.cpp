@@ -50,8 +50,9 @@ std::string widest_isa() {
 template <class F>
 void parallel_pieces(std::int64_t n, std::int64_t grain, F f, std::int64_t align = 16) {
   struct Context { F& f; std::int64_t n, align; int team; } context{f, n, align, 1};
-  context.team = int(std::max<std::int64_t>(1, std::min<std::int64_t>(threads, n / grain)));
-  fv::run_team(context.team, [](void* p, int i) {
+  const int n_threads = threads;
+  context.team = int(std::max<std::int64_t>(1, std::min<std::int64_t>(n_threads, n / grain)));
+  fv::run_pieces(context.team, n_threads, [](void* p, int i) {
     const Context& c = *static_cast<Context*>(p);
     const std::int64_t piece = ((c.n + c.team - 1) / c.team + c.align - 1) / c.align * c.align;
     const std::int64_t first = std::min(c.n, piece * i), last = std::min(c.n, first + piece);

@@ -119,6 +119,40 @@ def test_after_fork_also_while_teams_run():
     """)
 
 
+def test_operators_and_plans_take_the_threads_that_torch_has():
+    """Two sets of threads would keep each other off the cores. A child, which has none of torch's, uses its own."""
+    run_python("""
+        import os, signal, torch
+        import fastvoc
+        from fastvoc.ops.gated_activation import gated_activation
+        from tests.test_robustness import engine, stack
+
+        def tasks():
+            return len(os.listdir("/proc/self/task"))
+
+        torch.set_num_threads(2)
+        fastvoc.set_num_threads(2)
+        a, b = torch.randn(2, 1 << 20)
+        a + b  # starts torch's threads
+        before = tasks()
+        runs = [lambda: gated_activation(a, b), engine(2), stack(2)]
+        want = [run() for run in runs]
+        assert tasks() == before, "threads of our own beside torch's"
+        child = os.fork()
+        if child == 0:
+            signal.alarm(20)
+            same = [run().numpy().tobytes() == y.numpy().tobytes() for run, y in zip(runs, want)]  # torch itself would hang
+            os._exit(0 if all(same) and tasks() == 2 else 3)
+        _, status = os.waitpid(child, 0)
+        assert os.waitstatus_to_exitcode(status) == 0, status
+        before = tasks()  # OpenBLAS ends its own at a fork
+        fastvoc.set_num_threads(3)  # more than torch has
+        assert torch.equal(runs[0](), want[0]) and tasks() == before + 2
+        torch.set_num_threads(1)  # as inside `infer`
+        assert all(torch.equal(run(), y) for run, y in zip(runs, want))
+    """)
+
+
 def test_a_team_on_one_core():
     """Members that never run at once: they take over each other's share of a layer, and sleep where they would spin."""
     run_python("""

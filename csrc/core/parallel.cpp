@@ -1,5 +1,6 @@
 #include "core/parallel.h"
 
+#include <dlfcn.h>
 #include <pthread.h>
 #include <sched.h>
 #if defined(__linux__)
@@ -16,6 +17,7 @@
 #include <string>
 #include <system_error>
 #include <thread>
+#include <type_traits>
 #include <vector>
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -131,7 +133,9 @@ struct Pool {
 std::atomic<Pool*> pool{nullptr};  // never deleted: its threads live as long as the process
 
 // After fork() the child has none of the threads, and a lock may be held by one that is gone: it makes its own pool.
-[[maybe_unused]] const int at_fork = pthread_atfork(nullptr, nullptr, [] { pool.store(nullptr); });
+// OpenMP's threads are gone too, and it would wait for them for ever: the child leaves it alone.
+std::atomic<bool> forked{false};
+[[maybe_unused]] const int at_fork = pthread_atfork(nullptr, nullptr, [] { pool.store(nullptr), forked.store(true); });
 
 Pool& the_pool() {
   Pool* made = pool.load(std::memory_order_acquire);
@@ -141,10 +145,55 @@ Pool& the_pool() {
   return *made;  // another thread was first
 }
 
+// The OpenMP that torch loaded for everyone, by the entry that GCC's and LLVM's both have; nothing is linked.
+struct OpenMP {
+  void (*parallel)(void (*)(void*), void*, unsigned, unsigned);
+  int (*max_threads)();  // of the calling thread
+  int (*team_size)();
+  int (*member)();
+};
+
+#if defined(__SANITIZE_THREAD__)  // cannot see how OpenMP's threads meet
+const OpenMP* openmp() { return nullptr; }
+#else
+const OpenMP* openmp() {
+  static const OpenMP found = [] {
+    OpenMP it;
+    const auto look_up = [](auto& f, const char* name) { f = reinterpret_cast<std::decay_t<decltype(f)> >(dlsym(RTLD_DEFAULT, name)); };
+    look_up(it.parallel, "GOMP_parallel"), look_up(it.max_threads, "omp_get_max_threads");
+    look_up(it.team_size, "omp_get_num_threads"), look_up(it.member, "omp_get_thread_num");
+    return it;
+  }();
+  const bool whole = found.parallel && found.max_threads && found.team_size && found.member;
+  return whole && !forked.load(std::memory_order_relaxed) ? &found : nullptr;
+}
+#endif
+
+// Runs work on n threads of OpenMP's; false, and nothing is done, where it is not set to so many or gives fewer.
+bool run_openmp(int n, void (*work)(void*, int), void* context) {
+  const OpenMP* theirs = openmp();
+  if (!theirs || theirs->max_threads() != n) return false;
+  struct Call {
+    const OpenMP& openmp;
+    void (*work)(void*, int);
+    void* context;
+    const int n;
+    std::atomic<bool> refused;
+  } call{*theirs, work, context, n, {false}};
+  theirs->parallel([](void* p) {
+    Call& call = *static_cast<Call*>(p);
+    if (call.openmp.team_size() == call.n) call.work(call.context, call.openmp.member());
+    else call.refused.store(true, std::memory_order_relaxed);
+  },
+                   &call, 0, 0);
+  return !call.refused.load(std::memory_order_relaxed);
+}
+
 }  // namespace
 
 void run_team(int n, void (*work)(void*, int), void* context) {
   if (n <= 1) return work(context, 0);
+  if (run_openmp(n, work, context)) return;
   const std::vector<Member*> members = the_pool().claim(n - 1);
   Team team{work, context, {n - 1}};
   for (int i = 1; i < n; ++i) members[i - 1]->join(team, i);
@@ -153,6 +202,24 @@ void run_team(int n, void (*work)(void*, int), void* context) {
   if (soon([&] { return running.load(std::memory_order_acquire) == 0; })) return;
   int now = running.fetch_or(Team::kAsleep, std::memory_order_acq_rel) | Team::kAsleep;
   for (; now != Team::kAsleep; now = running.load(std::memory_order_acquire)) sleep_while(running, now);
+}
+
+void run_pieces(int n_pieces, int n_threads, void (*work)(void*, int), void* context) {
+  if (n_pieces <= 1) {
+    if (n_pieces == 1) work(context, 0);
+    return;
+  }
+  struct Pieces {
+    void (*work)(void*, int);
+    void* context;
+    const int n;
+  } pieces{work, context, n_pieces};
+  // As many threads as torch has, though some have nothing to do: OpenMP ends and starts threads where their number changes
+  const auto mine = [](void* p, int i) {
+    Pieces& pieces = *static_cast<Pieces*>(p);
+    if (i < pieces.n) pieces.work(pieces.context, i);
+  };
+  if (!run_openmp(n_threads, mine, &pieces)) run_team(n_pieces, work, context);
 }
 
 void Barrier::wait() {

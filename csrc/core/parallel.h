@@ -1,4 +1,6 @@
-// A small thread pool of our own: no OpenMP, so that nothing collides with the one inside torch.
+// Threads: those of the OpenMP that torch brought, where it has as many for this caller as are asked for, else a small pool of
+// our own. OpenMP's spin for milliseconds after each operation of torch's, on the cores that ours would need: a training step of
+// two threads took as long as with one while both were there (benchmarks/NOTES.md). A forked child has the pool alone.
 #pragma once
 #include <atomic>
 #include <cstdint>
@@ -10,6 +12,9 @@ namespace fastvoc {
 // All n really run at once, so they may wait for each other. Teams of several callers run side by side; their threads are
 // kept for later calls. Throws std::runtime_error, before any work, where threads cannot be started.
 void run_team(int n, void (*work)(void*, int), void* context);
+
+// Runs work(context, 0 … n_pieces - 1), pieces that do not wait for each other, on at most n_threads ≥ n_pieces threads.
+void run_pieces(int n_pieces, int n_threads, void (*work)(void*, int), void* context);
 
 // Where the members of a team wait for each other. Spins, because a sample has dozens of such points and a sleep costs
 // more than the whole sample; then yields; sleeps at last, for only an idle core takes a member from behind a neighbour on another.
