@@ -72,7 +72,7 @@ RECIPES = {
         },
         "sample": {"schedule": "fast"},
         "mel": {**RECIPE["mel"], "name": "lmnt", "fmin": 20.0},
-        "training": {**TRAINING, "optimizer": "Muon", "optimizer_options": {"adam": ["input_projection"]}},
+        "training": {**TRAINING, "optimizer": "Muon", "optimizer_options": {"adam": ["input_projection*"]}},
     },
     "waveglow": {
         "family": "waveglow",
@@ -404,6 +404,21 @@ def test_starting_from_a_model(data, tmp_path, recipe):
     wider = {**recipe, "model": {**recipe["model"], size: 4}}
     with pytest.raises(ConfigError, match="to start from"):
         Trainer(wider, data / "train", tmp_path / "third", init=tmp_path / "first/model")
+
+
+def test_a_wavenet_grows_by_layers_that_add_nothing_at_first(data, tmp_path):
+    small = Trainer(RECIPE, data, tmp_path / "small")
+    small.train(6)
+    deeper = {**RECIPE, "model": {**RECIPE["model"], "layers": 5, "dilations": [1, 2, 1, 4, 2]}}
+    grown = Trainer(deeper, data, tmp_path / "grown", init=tmp_path / "small/model")
+    assert grown.task.config.skip_scale != small.task.config.skip_scale
+    assert grown.validate() == pytest.approx(small.validate(), rel=1e-5)
+    grown.train(1)
+    for layer in grown.model.conv_layers[2:]:
+        assert layer.conv1x1_skip.weight.any()  # they learn
+    others = {**deeper, "model": {**deeper["model"], "dilations": [1, 3, 1, 4, 2]}}
+    with pytest.raises(ConfigError, match="to start from"):
+        Trainer(others, data, tmp_path / "others", init=tmp_path / "small/model")
 
 
 def test_damaged_state(data, tmp_path):

@@ -5,6 +5,8 @@ alike. Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural netwo
 "Muon is scalable for LLM training", section 2.2: so that its root mean square is Adam's, and the same learning rates serve.
 """
 
+from fnmatch import fnmatchcase
+
 import torch
 from torch import Tensor
 
@@ -32,14 +34,15 @@ class Muon(torch.optim.Optimizer):
     lr                learning rate of both
     momentum          of Muon, with Nesterov's look ahead
     betas, eps        of Adam
-    adam              names (their beginnings) of further parameters for Adam: the paper leaves it input and output layers
+    adam              names of further parameters for Adam, * for any letters: the paper leaves it input and output layers
     """
 
     def __init__(self, named_parameters, lr=2e-3, momentum=0.95, betas=(0.9, 0.999), eps=1e-8, adam=()):
         groups = {"muon": [], "adam": []}
         for name, parameter in named_parameters:
             matrix = parameter.dim() >= 2 and min(parameter.flatten(1).shape) >= SMALLEST
-            groups["muon" if matrix and not name.startswith(tuple(adam)) else "adam"].append(parameter)
+            named = any(fnmatchcase(name, pattern) for pattern in adam)
+            groups["muon" if matrix and not named else "adam"].append(parameter)
         super().__init__(
             [{"params": parameters, "kind": kind} for kind, parameters in groups.items() if parameters],
             {"lr": lr, "momentum": momentum, "betas": tuple(betas), "eps": eps},

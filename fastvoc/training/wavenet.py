@@ -1,5 +1,8 @@
 """What a WaveNet is trained on: the likelihood of each sample given all earlier ones and the mel."""
 
+import dataclasses
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -20,6 +23,28 @@ class WaveNetTask(Task):
 
     def set_statistics(self, mean: list[float], scale: list[float]) -> None:
         self.mel = with_statistics(self.mel, mean, scale)
+
+    def start_from(self, model: WaveNet) -> tuple[list[float], list[float]] | None:
+        """Also from a WaveNet with fewer layers: it is the beginning of this one, whose further layers add nothing at first."""
+        return super().start_from(self._grown(model))
+
+    def _grown(self, model: WaveNet) -> WaveNet:
+        small, wanted = model.config, self.config
+        beginning = small.layers < wanted.layers and list(small.dilations) == list(wanted.dilations[: small.layers])
+        depth = {name: getattr(wanted, name) for name in ("layers", "stacks", "dilations", "skip_scale")}
+        if not beginning or dataclasses.replace(small, **depth) != wanted:
+            return model
+        torch.manual_seed(self.options["seed"])
+        grown = WaveNet(wanted)
+        weights = {k: v.clone() for k, v in model.state_dict().items()}
+        # What the skips are scaled by goes with the number of layers; the ReLU behind it lets a factor through
+        weights["last_conv_layers.1.weight"] *= small.skip_scale / wanted.skip_scale
+        for name, value in grown.state_dict().items():
+            silent = "conv1x1_out" in name or "conv1x1_skip" in name
+            weights.setdefault(name, torch.zeros_like(value) if silent else value)
+        grown.load_state_dict(weights)
+        grown.preprocessing = model.preprocessing
+        return grown
 
     def losses(self, name: str, networks: dict, waves: Tensor, mels: Tensor, draws: Draws, step: int) -> dict[str, Tensor]:
         """Mean negative log likelihood. The input carries noise of up to ±input_noise µ-law steps.
