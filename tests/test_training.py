@@ -16,7 +16,7 @@ import torch
 from fastvoc.audio import write_wav
 from fastvoc.audio.mel import MelConfig
 from fastvoc.cli.train import read_recipe
-from fastvoc.demo import WAVENET
+from fastvoc.demo import WAVENET, bundled_models
 from fastvoc.errors import AudioError, ConfigError, CorruptCheckpointError, DeviceError
 from fastvoc.models import Preprocessing, WaveNet, load
 from fastvoc.training.make_speech import TEXT
@@ -482,9 +482,18 @@ def test_text_lists():
     assert len({*train, *heldout}) == len(train) + len(heldout)
 
 
-def test_bundled_model_loads():
-    model = load(WAVENET)
-    assert model.preprocessing.mel.sample_rate == 16000
+@pytest.mark.parametrize("folder", bundled_models().values(), ids=list(bundled_models()))
+def test_bundled_models_load_and_say_how_they_were_made(folder):
+    model = load(folder)
+    assert model.family == folder.name and model.preprocessing.mel.sample_rate == 16000
+    recipe = read_recipe(f"{folder.name}-demo", folder.name)
+    assert model.config == TASKS[folder.name](recipe).config
+    mean = json.loads((folder / "quality.json").read_text())[0]["mean"]
+    assert mean["stoi"] > 0.8 and mean["pesq_wb"] > 1.3
+    assert json.loads((folder / "training.json").read_text())["legs"]
+    steps = [json.loads(line)["step"] for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert steps == sorted(set(steps))
+    assert (folder / "curve.png").is_file() and (folder / "model.safetensors").stat().st_size < 5e6
 
 
 @every_family

@@ -1,4 +1,4 @@
-"""A speech clip and a small WaveNet trained on the same voice, so that `fastvoc demo` runs at once.
+"""A speech clip and small models trained on the same voice, so that `fastvoc demo` runs at once.
 
 The voice is espeak-ng's, reading the sentences in text/; fastvoc/training/make_speech.py makes it.
 """
