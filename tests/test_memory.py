@@ -57,10 +57,11 @@ import resource, torch
 from fastvoc._memory import keep_freed_memory
 faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 keep_freed_memory()
-for _ in range(3): torch.ones(1 << 22)
-before = faults()
-for _ in range(5): torch.ones(1 << 22)
-print(faults() - before)
+def of_one():
+    before = faults()
+    torch.ones(1 << 22)
+    return faults() - before
+print(sorted(of_one() for _ in range(15))[7])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert int(done.stdout) < 1000  # 5 × 4096 where each comes from the system
+    assert int(done.stdout) < 200  # the median: 4096 where each comes from the system; now and then one does
