@@ -2,7 +2,8 @@
 
 OpenMP's threads spin for some milliseconds after each parallel operation of torch's, on the very cores where our threads go on.
 Between the plans of one `infer` that costs more than two threads save in the small operations there: six steps of DiffWave on
-two cores took 1.5 times the CPU time of one thread (benchmarks/NOTES.md).
+two cores took 1.5 times the CPU time of one thread (benchmarks/NOTES.md). Where torch has as many threads as a plan, the plan takes
+those (csrc/core/parallel.h); but `infer` is told its number of threads, and torch's may be another.
 """
 
 import ctypes

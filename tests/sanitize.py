@@ -28,8 +28,8 @@ CPU_TESTS = {
     "address,undefined": ["tests/test_wavenet_generate.py", "tests/test_gated_residual_stack.py", "tests/test_gated_residual.py",
                           "tests/test_flow_ops.py", "tests/test_ops.py", "tests/test_robustness.py"],
 }  # fmt: skip
-# Which tests of a file: those that start threads, and those that touch memory; of the rest the sums are the same. And none that
-# waits for the clock
+# Which tests of a file: those that start threads, and those that touch memory; of the rest the sums are the same. None that
+# waits for the clock, and none that counts torch's threads, which ThreadSanitizer's build leaves alone
 CPU_CHOSEN = {
     ("thread", "tests/test_wavenet_generate.py"): "number_of_threads or concurrently or pausing",
     ("thread", "tests/test_gated_residual_stack.py"): "threads or denormals",

@@ -473,3 +473,20 @@ def test_signals(place, tmp_path, command, kind, code, words):
     err = run.stderr.read()
     assert (run.wait(120), err) == (code, words)
     assert (tmp_path / "out").exists() == (left is not None) and (left is None or left_in(tmp_path / "out") == left)
+
+
+@pytest.mark.parametrize("kind, code, words", [(signal.SIGINT, 130, "interrupted\n"), (signal.SIGTERM, 143, "")])
+def test_a_signal_while_a_file_is_opened(place, tmp_path, kind, code, words):
+    """wave's reader, cut off half built, complains when it is deleted: no user is to see that."""
+    script = """
+import signal, sys, wave
+from fastvoc.cli import main
+wave.Wave_read.__init__ = lambda *_: signal.raise_signal(int(sys.argv[1]))
+sys.exit(main(sys.argv[2:]))
+"""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        script = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)" + script
+    line = ["mel", place / "clip.wav", "-o", tmp_path / "mel.npy", "--preset", "r9y9"]
+    command = [sys.executable, "-c", script, int(kind), *line]
+    run = subprocess.run([str(word) for word in command], cwd=Path(fastvoc.__file__).parent.parent, capture_output=True, text=True)
+    assert (run.returncode, run.stderr) == (code, words)

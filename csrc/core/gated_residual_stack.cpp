@@ -8,17 +8,11 @@
 #include <new>
 #include <stdexcept>
 
+#include "core/bf16.h"
 #include "core/isa.h"
 
 namespace fastvoc {
 namespace {
-
-std::uint16_t rounded(float x) {  // to bf16, nearest even; NaN stays NaN
-  std::uint32_t u;
-  std::memcpy(&u, &x, 4);
-  if ((u & 0x7fffffff) > 0x7f800000) return std::uint16_t((u >> 16) | 0x40);
-  return std::uint16_t((u + 0x7fff + ((u >> 16) & 1)) >> 16);
-}
 
 std::int64_t aligned(std::int64_t n) { return (n + 63) / 64 * 64; }
 
@@ -122,7 +116,7 @@ StackMatrix GatedResidualStackPlan::pack(int N, int K, F fill) {
       auto* halves = reinterpret_cast<std::uint16_t*>(data) + panel + 2 * n;
       auto* floats = reinterpret_cast<float*>(data) + panel + n;
       if (half)
-        for (int k = 0; k < K; ++k) halves[std::int64_t(k / 2) * width * 2 + k % 2] = rounded(row[k]);
+        for (int k = 0; k < K; ++k) halves[std::int64_t(k / 2) * width * 2 + k % 2] = std::uint16_t(bf16_bits(row[k]));
       else
         for (int k = 0; k < K; ++k) floats[std::int64_t(k) * width] = row[k];
     }

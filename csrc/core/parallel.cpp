@@ -159,7 +159,10 @@ const OpenMP* openmp() { return nullptr; }
 const OpenMP* openmp() {
   static const OpenMP found = [] {
     OpenMP it;
-    const auto look_up = [](auto& f, const char* name) { f = reinterpret_cast<std::decay_t<decltype(f)> >(dlsym(RTLD_DEFAULT, name)); };
+    const auto look_up = [](auto& f, const char* name) {
+      using F = std::remove_reference_t<decltype(f)>;
+      f = reinterpret_cast<F>(dlsym(RTLD_DEFAULT, name));
+    };
     look_up(it.parallel, "GOMP_parallel"), look_up(it.max_threads, "omp_get_max_threads");
     look_up(it.team_size, "omp_get_num_threads"), look_up(it.member, "omp_get_thread_num");
     return it;
@@ -180,12 +183,12 @@ bool run_openmp(int n, void (*work)(void*, int), void* context) {
     const int n;
     std::atomic<bool> refused;
   } call{*theirs, work, context, n, {false}};
-  theirs->parallel([](void* p) {
+  const auto member = [](void* p) {
     Call& call = *static_cast<Call*>(p);
     if (call.openmp.team_size() == call.n) call.work(call.context, call.openmp.member());
     else call.refused.store(true, std::memory_order_relaxed);
-  },
-                   &call, 0, 0);
+  };
+  theirs->parallel(member, &call, 0, 0);
   return !call.refused.load(std::memory_order_relaxed);
 }
 
@@ -205,10 +208,7 @@ void run_team(int n, void (*work)(void*, int), void* context) {
 }
 
 void run_pieces(int n_pieces, int n_threads, void (*work)(void*, int), void* context) {
-  if (n_pieces <= 1) {
-    if (n_pieces == 1) work(context, 0);
-    return;
-  }
+  if (n_pieces <= 1) return work(context, 0);
   struct Pieces {
     void (*work)(void*, int);
     void* context;

@@ -13,7 +13,7 @@ namespace fastvoc {
 // kept for later calls. Throws std::runtime_error, before any work, where threads cannot be started.
 void run_team(int n, void (*work)(void*, int), void* context);
 
-// Runs work(context, 0 … n_pieces - 1), pieces that do not wait for each other, on at most n_threads ≥ n_pieces threads.
+// Runs work(context, 0 … n_pieces - 1), pieces that do not wait for each other, on at most n_threads threads; 1 ≤ n_pieces ≤ n_threads.
 void run_pieces(int n_pieces, int n_threads, void (*work)(void*, int), void* context);
 
 // Where the members of a team wait for each other. Spins, because a sample has dozens of such points and a sleep costs

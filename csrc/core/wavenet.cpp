@@ -8,15 +8,10 @@
 #include <new>
 #include <stdexcept>
 
+#include "core/bf16.h"
+
 namespace fastvoc {
 namespace {
-
-std::uint16_t rounded(float x) {  // to bf16, nearest even; NaN stays NaN
-  std::uint32_t u;
-  std::memcpy(&u, &x, 4);
-  if ((u & 0x7fffffff) > 0x7f800000) return std::uint16_t((u >> 16) | 0x40);
-  return std::uint16_t((u + 0x7fff + ((u >> 16) & 1)) >> 16);
-}
 
 constexpr std::int64_t kAlign = 64;
 std::int64_t aligned(std::int64_t n) { return (n + kAlign - 1) / kAlign * kAlign; }
@@ -156,7 +151,7 @@ Matrix WaveNetPlan::pack(const std::vector<float>& rows, int n, int k, int width
           reinterpret_cast<std::int8_t*>(to)[(std::int64_t(kk / 4) * panel + i) * 4 + kk % 4] = q;
           offsets[n0 + i] += 128.f * q;
         } else if (half)
-          reinterpret_cast<std::uint16_t*>(to)[(std::int64_t(kk / 2) * panel + i) * 2 + kk % 2] = rounded(value);
+          reinterpret_cast<std::uint16_t*>(to)[(std::int64_t(kk / 2) * panel + i) * 2 + kk % 2] = std::uint16_t(bf16_bits(value));
         else
           reinterpret_cast<float*>(to)[std::int64_t(kk) * panel + i] = value;
       }

@@ -9,6 +9,7 @@
 // left side channel by channel, the right side in pairs of samples. Bound by multiply-adds.
 #include "core/gated_residual_bf16.h"
 
+#include "core/bf16.h"
 #include "cpu/products.h"
 
 namespace fastvoc::FASTVOC_ISA {
@@ -16,12 +17,6 @@ namespace {
 
 using Job = GatedResidualBf16;
 constexpr int kTile = int(Job::kTile);
-
-inline std::uint32_t rounded(float x) {  // as store_bf16
-  std::uint32_t u;
-  std::memcpy(&u, &x, 4);
-  return x == x ? (u + 0x7fff + ((u >> 16) & 1)) >> 16 : (u >> 16) | 0x40;
-}
 
 // Panels of a matrix (N, K) whose row n lies at row(n), its numbers `stride` apart.
 template <class F>
@@ -32,7 +27,7 @@ void pack(bf16* to, int N, int K, std::int64_t stride, float scale, F row) {
       const float* w = row(n0 + n);
       char* at = (char*)(to + std::int64_t(n0) * K + 2 * n);
       for (int k = 0; k < K; k += 2, w += 2 * stride, at += 4 * columns) {
-        const std::uint32_t pair = rounded(w[0] * scale) | rounded(w[stride] * scale) << 16;
+        const std::uint32_t pair = bf16_bits(w[0] * scale) | bf16_bits(w[stride] * scale) << 16;
         std::memcpy(at, &pair, 4);
       }
     }

@@ -34,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Runs one command and returns its exit code. Raises SystemExit(2) for a wrong call."""
     options = parser().parse_args(argv)
-    with logging_to_stderr(options.quiet), _sigterm_exits(), weights_may_be_nan(getattr(options, "allow_nan", False)):
+    with logging_to_stderr(options.quiet), _signals_raise(), weights_may_be_nan(getattr(options, "allow_nan", False)):
         try:
             code = options.run(options) or 0
             sys.stdout.flush()  # here, where a broken pipe can still be caught
@@ -54,13 +54,21 @@ def main(argv: list[str] | None = None) -> int:
 
 
 @contextmanager
-def _sigterm_exits():
-    """SIGTERM as SystemExit, so that temporary files are removed on the way out."""
+def _signals_raise():
+    """SIGTERM as SystemExit, so that temporary files are removed on the way out; SIGINT is KeyboardInterrupt as ever."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+
+    def end(number, _frame):
+        sys.unraisablehook = lambda _: None  # what is cut off while it is built complains when it is deleted: wave's reader
+        raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+
+    before = {signal.SIGTERM: signal.signal(signal.SIGTERM, end)}
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored, or another's
+        before[signal.SIGINT] = signal.signal(signal.SIGINT, end)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -9,8 +9,9 @@ from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor
+from torch.optim.adam import adam as torch_adam
 
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # a quintic that takes singular values of 0.002 … 1 to 0.7 … 1.2 in five steps
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # a quintic that takes singular values of 0.002 … 1 to 0.68 … 1.21 in five steps
 SMALLEST = 8  # a weight with fewer rows or columns is no matrix to speak of
 
 
@@ -35,10 +36,12 @@ class Muon(torch.optim.Optimizer):
     momentum          of Muon, with Nesterov's look ahead
     betas, eps        of Adam
     adam              names of further parameters for Adam, * for any letters: the paper leaves it input and output layers
+
+    torch.optim.Muon, of torch 2.9 and later, takes matrices alone, and no convolution's weight.
     """
 
     def __init__(self, named_parameters, lr=2e-3, momentum=0.95, betas=(0.9, 0.999), eps=1e-8, adam=()):
-        groups = {"muon": [], "adam": []}
+        groups: dict[str, list[Tensor]] = {"muon": [], "adam": []}
         for name, parameter in named_parameters:
             matrix = parameter.dim() >= 2 and min(parameter.flatten(1).shape) >= SMALLEST
             named = any(fnmatchcase(name, pattern) for pattern in adam)
@@ -55,7 +58,7 @@ class Muon(torch.optim.Optimizer):
             (self._step_muon if group["kind"] == "muon" else self._step_adam)(parameters, group)
 
     def _step_muon(self, parameters: list[Tensor], group: dict) -> None:
-        directions = {}  # by shape: matrices of one shape are orthogonalised together
+        directions: dict[torch.Size, list] = {}  # by shape: matrices of one shape are orthogonalised together
         for p in parameters:
             state = self.state[p]
             if not state:
@@ -69,13 +72,11 @@ class Muon(torch.optim.Optimizer):
                 p.add_(update.reshape(p.shape), alpha=-size)
 
     def _step_adam(self, parameters: list[Tensor], group: dict) -> None:
-        first, second = group["betas"]
         for p in parameters:
-            state = self.state[p]
-            if not state:
-                state |= {"step": 0, "mean": torch.zeros_like(p), "square": torch.zeros_like(p)}
-            state["step"] += 1
-            state["mean"].lerp_(p.grad, 1 - first)
-            state["square"].lerp_(p.grad.square(), 1 - second)
-            root = (state["square"] / (1 - second ** state["step"])).sqrt_().add_(group["eps"])
-            p.addcdiv_(state["mean"], root, value=-group["lr"] / (1 - first ** state["step"]))
+            if not self.state[p]:
+                self.state[p] |= {"mean": torch.zeros_like(p), "square": torch.zeros_like(p), "step": torch.zeros(())}
+        means, squares, steps = ([self.state[p][name] for p in parameters] for name in ("mean", "square", "step"))
+        torch_adam(
+            parameters, [p.grad for p in parameters], means, squares, [], steps, amsgrad=False, beta1=group["betas"][0],
+            beta2=group["betas"][1], lr=group["lr"], weight_decay=0.0, eps=group["eps"], maximize=False,
+        )  # fmt: skip
