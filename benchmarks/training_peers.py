@@ -15,7 +15,7 @@ from torch import Tensor
 import fastvoc
 from fastvoc.layers import GatedResidualStack
 from fastvoc.layers.residual_conv1d_glu import ResidualConv1dGLU
-from fastvoc.models import WaveNet
+from fastvoc.models import WaveGlow, WaveNet
 
 
 def plain_layer(x, w_in, b_in, w_out, b_out, cond, step, dilation: int, causal: bool, rho: float, step_in_residual: bool):
@@ -61,6 +61,11 @@ def plain_conditioning(self: WaveNet, c: Tensor, T: int) -> list[Tensor]:
     return [share.transpose(1, 2) for share in shares]
 
 
+def plain_upsampled(self: WaveGlow, mel: Tensor) -> Tensor:
+    """WaveGlow._upsampled, as in NVIDIA's."""
+    return self.upsample(mel)
+
+
 @contextmanager
 def plain_layers() -> Iterator[None]:
     """No operator of ours within this block: layers as above, other operators by their references."""
@@ -69,6 +74,7 @@ def plain_layers() -> Iterator[None]:
         stack.enter_context(patch.object(GatedResidualStack, "forward", plain_stack))
         stack.enter_context(patch.object(ResidualConv1dGLU, "time_major", plain_glu))
         stack.enter_context(patch.object(WaveNet, "_conditioning", plain_conditioning))
+        stack.enter_context(patch.object(WaveGlow, "_upsampled", plain_upsampled))
         for family in "parallel_wavegan", "parallel_wavenet":
             stack.enter_context(patch(f"fastvoc.models.{family}.stretched", lambda *_: None))
         yield

@@ -48,9 +48,8 @@ std::string widest_isa() {
 
 // f(thread, first, last) over [0, n) on the set number of threads, in pieces of at least `grain` that begin at multiples of `align`.
 template <class F>
-void parallel_pieces(std::int64_t n, std::int64_t grain, F f, std::int64_t align = 16) {
+void parallel_pieces(std::int64_t n, std::int64_t grain, int n_threads, F f, std::int64_t align = 16) {
   struct Context { F& f; std::int64_t n, align; int team; } context{f, n, align, 1};
-  const int n_threads = threads;
   context.team = int(std::max<std::int64_t>(1, std::min<std::int64_t>(n_threads, n / grain)));
   fv::run_pieces(context.team, n_threads, [](void* p, int i) {
     const Context& c = *static_cast<Context*>(p);
@@ -62,7 +61,7 @@ void parallel_pieces(std::int64_t n, std::int64_t grain, F f, std::int64_t align
 
 template <class F>
 void parallel_ranges(std::int64_t n, std::int64_t grain, F f, std::int64_t align = 16) {
-  parallel_pieces(n, grain, [&](int, std::int64_t first, std::int64_t last) { f(first, last); }, align);
+  parallel_pieces(n, grain, threads, [&](int, std::int64_t first, std::int64_t last) { f(first, last); }, align);
 }
 
 constexpr std::int64_t kGrain = 16384;  // values a thread must have to be worth waking: some 10 µs of work
@@ -152,55 +151,69 @@ void invertible_conv1x1_backward(Address w, Address dy, Address x, Address dx, A
   }
 }
 
+std::int64_t gated_residual_backward_bytes(int R, int H, int k, int n_threads) {
+  fv::GatedResidualBackward job{};
+  job.R = R, job.H = H, job.k = k;
+  return job.workspace_floats(n_threads) * sizeof(float);
+}
+
 void gated_residual_backward(Address dx_out, Address dskip, Address u, Address a, Address w_in, Address w_out, Address z,
-                             Address da, Address dx, Address dw_in, Address dw_out, Address du_sums, std::int64_t B,
-                             std::int64_t T, int R, int H, int S, int k, std::int64_t dilation, std::int64_t left, float rho) {
+                             Address da, Address dx, Address dw_in, Address dw_out, Address du_sums, Address workspace,
+                             std::int64_t B, std::int64_t T, int R, int H, int S, int k, std::int64_t dilation,
+                             std::int64_t left, float rho, int n_threads) {
   using Job = fv::GatedResidualBackward;
   const auto in = [](Address at) { return (const float*)at; };
   const auto out = [](Address at) { return (float*)at; };
-  const Job job{B, T, R, H, S, k, dilation, left, rho, in(dx_out), in(dskip), in(u), in(a), in(w_in), in(w_out),
-                out(z), out(da), out(dx), out(dw_in), out(dw_out), out(du_sums)};
-  for (const Job::Phase phase : {Job::kGate, Job::kInput, Job::kWeights}) {
-    const std::int64_t each = phase == Job::kWeights ? B * T * std::max(R, H) : Job::kTile * (R + S) * H;  // multiplications
-    parallel_ranges(job.units(phase), 1 + 1000000 / std::max<std::int64_t>(each, 1), [&](std::int64_t first, std::int64_t last) {
-      kernels().gated_residual_backward(job, phase, first, last);
-    }, 1);
+  const Job job{B, T, R, H, S, k, dilation, left, rho, in(dx_out), in(dskip), in(u), in(a), in(w_in), in(w_out), out(z),
+                out(da), out(dx), out(dw_in), out(dw_out), out(du_sums), out(workspace)};
+  for (const Job::Phase phase : {Job::kGate, Job::kInput, Job::kWeightsIn, Job::kWeightsOut}) {
+    const bool tiles = phase == Job::kGate || phase == Job::kInput;
+    const std::int64_t each = tiles ? Job::kTile * (R + S) * H : B * T * std::max(R, H);  // multiplications, at least
+    const auto units = [&](int thread, std::int64_t first, std::int64_t last) {
+      kernels().gated_residual_backward(job, phase, thread, first, last);
+    };
+    parallel_pieces(job.units(phase), 1 + 1000000 / std::max<std::int64_t>(each, 1), n_threads, units, 1);
   }
 }
 
-std::int64_t gated_residual_bf16_bytes(bool gradient, std::int64_t B, std::int64_t T, int R, int H, int S, int k) {
-  fv::GatedResidualBf16 job{};
-  job.B = B, job.T = T, job.R = R, job.H = H, job.S = S, job.k = k;
-  return job.bytes(gradient, threads);
+std::int64_t gated_residual_backward_tiles(std::int64_t T, int k, std::int64_t dilation) {
+  fv::GatedResidualBackward job{};
+  job.T = T, job.k = k, job.dilation = dilation;
+  return job.input_tiles();
 }
 
-void run_bf16(const fv::GatedResidualBf16& job, std::initializer_list<fv::GatedResidualBf16::Phase> phases) {
+std::int64_t gated_residual_bf16_bytes(bool gradient, std::int64_t B, std::int64_t T, int R, int H, int S, int k, int n_threads) {
+  fv::GatedResidualBf16 job{};
+  job.B = B, job.T = T, job.R = R, job.H = H, job.S = S, job.k = k;
+  return job.bytes(gradient, n_threads);
+}
+
+void run_bf16(const fv::GatedResidualBf16& job, int n_threads, std::initializer_list<fv::GatedResidualBf16::Phase> phases) {
   using Job = fv::GatedResidualBf16;
   const fv::CpuKernels& k = kernels();
   k.gated_residual_bf16_pack(job, *phases.begin() != Job::kForward);
   for (const Job::Phase phase : phases) {
     const std::int64_t each = phase == Job::kReduce ? job.shares() * job.k * job.R : Job::kTile * job.n_weights();
-    parallel_pieces(job.units(phase), 1 + 1000000 / std::max<std::int64_t>(each, 1), [&](int thread, std::int64_t first, std::int64_t last) {
-      k.gated_residual_bf16(job, phase, thread, first, last);
-    }, 1);
+    const auto units = [&](int thread, std::int64_t first, std::int64_t last) { k.gated_residual_bf16(job, phase, thread, first, last); };
+    parallel_pieces(job.units(phase), 1 + 1000000 / std::max<std::int64_t>(each, 1), n_threads, units, 1);
   }
 }
 
 void gated_residual_bf16(Address w_in, Address b_in, Address w_out, Address b_out, Address x, Address u, Address cond,
                          Address x_out, Address skip, Address a, Address workspace, std::int64_t B, std::int64_t T, int R, int H,
-                         int S, int k, std::int64_t dilation, std::int64_t left, float rho) {
+                         int S, int k, std::int64_t dilation, std::int64_t left, float rho, int n_threads) {
   using Half = fv::GatedResidualBf16::bf16;
   fv::GatedResidualBf16 job{B, T, R, H, S, k, dilation, left, rho};
   job.w_in = (const float*)w_in, job.b_in = (const float*)b_in, job.w_out = (const float*)w_out, job.b_out = (const float*)b_out;
   job.x = (const Half*)x, job.u = (const Half*)u, job.cond = (const Half*)cond;
   job.x_out = (Half*)x_out, job.skip = (Half*)skip, job.a = (Half*)a, job.workspace = (char*)workspace;
-  run_bf16(job, {fv::GatedResidualBf16::kForward});
+  run_bf16(job, n_threads, {fv::GatedResidualBf16::kForward});
 }
 
 void gated_residual_bf16_backward(Address w_in, Address w_out, Address dx_out, Address dskip, Address u, Address a, Address da,
                                   Address dx, Address dw_in, Address db_in, Address dw_out, Address db_out, Address du_sums,
                                   Address workspace, std::int64_t B, std::int64_t T, int R, int H, int S, int k,
-                                  std::int64_t dilation, std::int64_t left, float rho) {
+                                  std::int64_t dilation, std::int64_t left, float rho, int n_threads) {
   using Job = fv::GatedResidualBf16;
   using Half = Job::bf16;
   Job job{B, T, R, H, S, k, dilation, left, rho};
@@ -208,7 +221,7 @@ void gated_residual_bf16_backward(Address w_in, Address w_out, Address dx_out, A
   job.dx_out = (const Half*)dx_out, job.dskip = (const Half*)dskip, job.u = (const Half*)u, job.a = (Half*)a;
   job.da = (Half*)da, job.dx = (Half*)dx, job.dw_in = (float*)dw_in, job.db_in = (float*)db_in;
   job.dw_out = (float*)dw_out, job.db_out = (float*)db_out, job.du_sums = (float*)du_sums, job.workspace = (char*)workspace;
-  run_bf16(job, {Job::kGate, Job::kReduce, Job::kInput});
+  run_bf16(job, n_threads, {Job::kGate, Job::kReduce, Job::kInput});
 }
 
 void upsample_fir(Address in, Address weight, Address out, std::int64_t n_frames, std::int64_t first_in,
@@ -340,7 +353,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("gated_activation_cpu", gated_activation, nogil());
   m.def("gated_activation_backward_cpu", gated_activation_backward, nogil());
   m.def("gated_residual_backward_cpu", gated_residual_backward, nogil());
-  m.def("gated_residual_backward_tiles", fv::GatedResidualBackward::tiles_of);
+  m.def("gated_residual_backward_bytes", gated_residual_backward_bytes);
+  m.def("gated_residual_backward_tiles", gated_residual_backward_tiles);
   m.def("gated_residual_bf16_unit", [] { return std::max(kernels().stack_layout.lanes, kernels().stack_layout.inputs_bf16); });
   m.def("gated_residual_bf16_tile", [] { return fv::GatedResidualBf16::kTile; });
   m.def("gated_residual_bf16_bytes", gated_residual_bf16_bytes);

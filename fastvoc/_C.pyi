@@ -30,10 +30,13 @@ def gated_activation_cpu(a: int, b: int, y: int, n: int, /) -> None: ...
 def gated_activation_backward_cpu(dy: int, a: int, b: int, da: int, db: int, n: int, /) -> None: ...
 def gated_residual_backward_cpu(
     dx_out: int, dskip: int, u: int, a: int, w_in: int, w_out: int, z: int, da: int, dx: int, dw_in: int, dw_out: int,
-    du_sums: int, batch: int, length: int, residual: int, half_gate: int, skip: int, kernel: int, dilation: int, left: int,
-    rho: float, /,
+    du_sums: int, workspace: int, batch: int, length: int, residual: int, half_gate: int, skip: int, kernel: int,
+    dilation: int, left: int, rho: float, n_threads: int, /,
 ) -> None: ...
-def gated_residual_backward_tiles(length: int, /) -> int: ...
+def gated_residual_backward_bytes(residual: int, half_gate: int, kernel: int, n_threads: int, /) -> int: ...
+def gated_residual_backward_tiles(length: int, kernel: int, dilation: int, /) -> int:
+    """Rows of du_sums for each item"""
+
 def gated_residual_bf16_unit() -> int:
     """Channels are multiples of this"""
 
@@ -41,17 +44,17 @@ def gated_residual_bf16_tile() -> int:
     """Samples that share a row of du_sums"""
 
 def gated_residual_bf16_bytes(
-    gradient: bool, batch: int, length: int, residual: int, half_gate: int, skip: int, kernel: int, /
+    gradient: bool, batch: int, length: int, residual: int, half_gate: int, skip: int, kernel: int, n_threads: int, /
 ) -> int: ...
 def gated_residual_bf16_cpu(
     w_in: int, b_in: int, w_out: int, b_out: int, x: int, u: int, cond: int, x_out: int, skip: int, a: int, workspace: int,
     batch: int, length: int, residual: int, half_gate: int, skip_channels: int, kernel: int, dilation: int, left: int,
-    rho: float, /,
+    rho: float, n_threads: int, /,
 ) -> None: ...
 def gated_residual_bf16_backward_cpu(
     w_in: int, w_out: int, dx_out: int, dskip: int, u: int, a: int, da: int, dx: int, dw_in: int, db_in: int, dw_out: int,
     db_out: int, du_sums: int, workspace: int, batch: int, length: int, residual: int, half_gate: int, skip_channels: int,
-    kernel: int, dilation: int, left: int, rho: float, /,
+    kernel: int, dilation: int, left: int, rho: float, n_threads: int, /,
 ) -> None: ...
 def invertible_conv1x1_cpu(w: int, x: int, y: int, n_items: int, channels: int, length: int, /) -> None: ...
 def invertible_conv1x1_backward_cpu(

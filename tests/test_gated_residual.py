@@ -189,7 +189,8 @@ def test_reads_and_writes_nothing_outside():
         import os
         import numpy as np, torch
         from fastvoc import _C
-        from fastvoc.ops.gated_residual import _inputs, _padding, gated_residual_backward_reference, gated_residual_reference
+        from fastvoc.ops.gated_residual import (
+            _inputs, _padding, _products_of, gated_residual_backward_reference, gated_residual_reference)
         from tests.devices import ISAS, running_on
         from tests.guards import Guards
 
@@ -206,10 +207,10 @@ def test_reads_and_writes_nothing_outside():
             made = [guards.floats(y * 0, at_end) for y in want]
             tail = dilation, causal, rho, False
             gradients = gated_residual_backward_reference(want[0], want[1], x, want[2], w_in, w_out, step, *tail)
-            u, taps, scaled = x + step[:, None], w_in.permute(2, 0, 1).contiguous(), w_out.clone()
+            u, taps, scaled, k = x + step[:, None], _products_of(w_in), w_out.clone(), w_in.shape[2]
             scaled[:R] *= rho
             handed = [guards.floats(t, at_end) for t in (*want[:2], u, want[2], taps, scaled)]
-            shapes = (T, H), (T, 2 * H), (T, R), taps.shape, w_out.shape, (R,)
+            shapes = (T, H), (T, 2 * H), (T, R), (k, 2 * H, R), w_out.shape, (_C.gated_residual_backward_tiles(T, k, dilation), R)
             z, da, dx, dw_in, dw_out, sums = results = [guards.floats(torch.zeros(s), at_end) for s in shapes]
             for isa in ISAS:
                 with running_on(isa):
@@ -218,8 +219,10 @@ def test_reads_and_writes_nothing_outside():
                     packed.run_layer(1, T, *[a.ctypes.data for a in (*given, *made, work)], 1)
                     for got, y in zip(made, want):
                         assert np.abs(got - y.numpy()).max() < 1e-4, (isa, n)
-                    sizes = 1, T, R, H, S, w_in.shape[2], dilation, _padding(w_in.shape[2], dilation, causal)[0], rho
-                    _C.gated_residual_backward_cpu(*[a.ctypes.data for a in (*handed, *results)], *sizes)
+                    sizes = 1, T, R, H, S, k, dilation, _padding(k, dilation, causal)[0], rho
+                    work = guards.bytes(_C.gated_residual_backward_bytes(R, H, k, 1), at_end)
+                    work[:] = 255  # NaN: nothing may be read before it is written
+                    _C.gated_residual_backward_cpu(*[a.ctypes.data for a in (*handed, *results, work)], *sizes, 1)
                     dw_out[:R] *= rho
                     found = dx, dw_in.transpose(1, 2, 0), dw_out, da, sums
                     for got, y in zip(found, [gradients[i] for i in (0, 1, 3, 5, 6)]):
@@ -262,10 +265,10 @@ def test_bf16_reads_and_writes_nothing_outside():
                     weights = [guards.floats(w, at_end) for w in (w_in, b_in, w_out, b_out)]
                     u, c = halves(x, at_end), halves(cond, at_end)
                     x_out, skip, a = made = [halves(y * 0, at_end) for y in want]
-                    work = guards.bytes(_C.gated_residual_bf16_bytes(False, *sizes[:6]), at_end)
+                    work = guards.bytes(_C.gated_residual_bf16_bytes(False, *sizes[:6], 1), at_end)
                     work[:] = 255  # NaN: nothing may be read before it is written
                     at = lambda *arrays: [array.ctypes.data for array in arrays]
-                    _C.gated_residual_bf16_cpu(*at(*weights, u, u, c, x_out, skip, a, work), *sizes)
+                    _C.gated_residual_bf16_cpu(*at(*weights, u, u, c, x_out, skip, a, work), *sizes, 1)
                     for got, y in zip(made, want):
                         assert not y.numel() or (widened(got, y) - y).abs().max() < 0.1, (isa, T)
                     dx_out, dskip = rounded(want[0]), rounded(want[1])
@@ -273,10 +276,10 @@ def test_bf16_reads_and_writes_nothing_outside():
                     dx, dw_in, db_in, dw_out, db_out, da, _ = gradients
                     half = [halves(y * 0, at_end) for y in (da, dx)]
                     full = [guards.floats(w, at_end) for w in (dw_in, db_in, dw_out, db_out, torch.zeros(-(-T // 256), R))]
-                    work = guards.bytes(_C.gated_residual_bf16_bytes(True, *sizes[:6]), at_end)
+                    work = guards.bytes(_C.gated_residual_bf16_bytes(True, *sizes[:6], 1), at_end)
                     work[:] = 255
                     given = at(weights[0], weights[2], halves(dx_out, at_end), halves(dskip, at_end), u, a)
-                    _C.gated_residual_bf16_backward_cpu(*given, *at(*half, *full, work), *sizes)
+                    _C.gated_residual_bf16_backward_cpu(*given, *at(*half, *full, work), *sizes, 1)
                     found = widened(half[0], da), widened(half[1], dx), *map(torch.from_numpy, full)
                     for got, y in zip(found, (da, dx, dw_in, db_in, dw_out, db_out)):
                         assert (got - y).abs().max() < 0.02 * max(1, y.abs().max()), (isa, T)

@@ -21,8 +21,8 @@ struct CpuKernels {
                                    float* dlog_s, std::int64_t n);
   void (*gated_activation)(const float* a, const float* b, float* y, std::int64_t n);
   void (*gated_activation_backward)(const float* dy, const float* a, const float* b, float* da, float* db, std::int64_t n);
-  void (*gated_residual_backward)(const GatedResidualBackward& job, GatedResidualBackward::Phase phase, std::int64_t first,
-                                  std::int64_t last);
+  void (*gated_residual_backward)(const GatedResidualBackward& job, GatedResidualBackward::Phase phase, int thread,
+                                  std::int64_t first, std::int64_t last);
   void (*gated_residual_bf16_pack)(const GatedResidualBf16& job, bool gradient);
   void (*gated_residual_bf16)(const GatedResidualBf16& job, GatedResidualBf16::Phase phase, int thread, std::int64_t first,
                               std::int64_t last);

@@ -5,7 +5,7 @@
 namespace fastvoc::FASTVOC_ISA {
 namespace {
 
-// Calls f on whole vectors; the tail, shorter than one, goes through a copy padded with zeros.
+// Calls f on whole vectors; the tail, shorter than one, is padded with zeros.
 template <int kInputs, int kOutputs, class F>
 inline void elementwise(const float* const (&in)[kInputs], float* const (&out)[kOutputs], std::int64_t n, F f) {
   std::int64_t i = 0;
@@ -16,10 +16,10 @@ inline void elementwise(const float* const (&in)[kInputs], float* const (&out)[k
     for (int j = 0; j < kOutputs; ++j) store(out[j] + i, y[j]);
   }
   if (i == n) return;
-  const std::size_t rest = (n - i) * sizeof(float);
-  for (int j = 0; j < kInputs; ++j) x[j] = vfloat{}, std::memcpy(&x[j], in[j] + i, rest);
+  const int rest = int(n - i);
+  for (int j = 0; j < kInputs; ++j) x[j] = load_some(in[j] + i, rest);
   f(x, y);
-  for (int j = 0; j < kOutputs; ++j) std::memcpy(out[j] + i, &y[j], rest);
+  for (int j = 0; j < kOutputs; ++j) store_some(out[j] + i, y[j], rest);
 }
 
 }  // namespace

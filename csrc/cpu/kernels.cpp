@@ -10,7 +10,7 @@ void affine_coupling_inverse(const float*, const float*, const float*, float*, s
 void affine_coupling_backward(const float*, float, const float*, const float*, float*, float*, std::int64_t);
 void gated_activation(const float*, const float*, float*, std::int64_t);
 void gated_activation_backward(const float*, const float*, const float*, float*, float*, std::int64_t);
-void gated_residual_backward(const GatedResidualBackward&, GatedResidualBackward::Phase, std::int64_t, std::int64_t);
+void gated_residual_backward(const GatedResidualBackward&, GatedResidualBackward::Phase, int, std::int64_t, std::int64_t);
 void gated_residual_bf16_pack(const GatedResidualBf16&, bool);
 void gated_residual_bf16(const GatedResidualBf16&, GatedResidualBf16::Phase, int, std::int64_t, std::int64_t);
 void invertible_conv1x1(const float*, const float*, float*, int, std::int64_t, std::int64_t, std::int64_t);

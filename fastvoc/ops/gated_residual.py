@@ -123,13 +123,24 @@ def gated_residual_backward_cpu(dx_out, dskip, x, a, w_in, w_out, step, dilation
     residual[:R] = rho
     z, da, dx = _empty(x, B, T, G // 2), torch.empty_like(a), torch.empty_like(x)
     dw_in, dw_out = _empty(x, k, G, R), torch.empty_like(w_out)
-    du_sums = _empty(x, B, _C.gated_residual_backward_tiles(T), R)
-    arrays = dx_out, dskip, u, a, w_in.permute(2, 0, 1).contiguous(), w_out * residual, z, da, dx, dw_in, dw_out, du_sums
-    launch(_C.gated_residual_backward_cpu, *arrays, B, T, R, G // 2, S, k, dilation, left, rho)
+    du_sums = _empty(x, B, _C.gated_residual_backward_tiles(T, k, dilation), R)
+    threads = _C.get_num_threads()
+    workspace = torch.empty(_C.gated_residual_backward_bytes(R, G // 2, k, threads), dtype=torch.uint8, device="cpu")
+    arrays = dx_out, dskip, u, a, _products_of(w_in), w_out * residual, z, da, dx, dw_in, dw_out, du_sums, workspace
+    launch(_C.gated_residual_backward_cpu, *arrays, B, T, R, G // 2, S, k, dilation, left, rho, threads)
     dr = dx_out.sum(1) * rho
     db_out = torch.cat([dr.sum(0), dskip.flatten(0, 1).sum(0)])
     dstep = du_sums.sum(1) + dr if step_in_residual else du_sums.sum(1)
     return dx, dw_in.permute(1, 2, 0).contiguous(), da.flatten(0, 1).sum(0), dw_out * residual, db_out, da, dstep
+
+
+def _products_of(w_in: Tensor) -> Tensor:
+    """Tap after tap; of a kernel of 3 what minimal filtering of the gradient multiplies by (csrc/core/gated_residual.h)."""
+    taps = w_in.permute(2, 0, 1)
+    if len(taps) != 3:
+        return taps.contiguous()
+    outer, inner = (taps[0] + taps[2]) / 2, taps[1] / 2
+    return torch.stack([taps[2], outer + inner, outer - inner, taps[0]])
 
 
 def _empty(like: Tensor, *shape) -> Tensor:

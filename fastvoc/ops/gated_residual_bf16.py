@@ -52,11 +52,12 @@ class _Widths:
 
 
 def _sizes(u: Tensor, widths: _Widths, kernel: int, dilation: int, left: int, rho: float) -> tuple:
-    return *u.shape[:2], widths.R, widths.H, widths.S, kernel, dilation, left, rho
+    return *u.shape[:2], widths.R, widths.H, widths.S, kernel, dilation, left, rho, _C.get_num_threads()
 
 
 def _workspace(sizes: tuple, gradient: bool) -> Tensor:
-    return torch.empty(_C.gated_residual_bf16_bytes(gradient, *sizes[:6]), dtype=torch.uint8, device="cpu")
+    B, T, R, H, S, k, *_, threads = sizes
+    return torch.empty(_C.gated_residual_bf16_bytes(gradient, B, T, R, H, S, k, threads), dtype=torch.uint8, device="cpu")
 
 
 def gated_residual_bf16(x, w_in, b_in, w_out, b_out, cond, step, dilation, left, rho, step_in_residual):
