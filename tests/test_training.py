@@ -17,9 +17,11 @@ from fastvoc.audio import write_wav
 from fastvoc.audio.mel import MelConfig
 from fastvoc.demo import WAVENET
 from fastvoc.errors import AudioError, ConfigError, CorruptCheckpointError, DeviceError
+from fastvoc.losses import multi_resolution_stft_loss
 from fastvoc.models import Preprocessing, WaveNet, load
 from fastvoc.training.task import Draws
 from fastvoc.training.trainer import Trainer, fixed, learning_rate
+from fastvoc.training.waveglow import WaveGlowTask
 from fastvoc.training.wavenet import WaveNetTask
 
 torch.set_num_threads(1)
@@ -149,6 +151,21 @@ def test_students_learn_from_teachers(data, teachers, tmp_path, kind):
     same = [torch.allclose(a, b) for a, b in zip(model.upsample_net.parameters(), teacher.upsample_net.parameters())]
     assert all(same) == (kind == "gaussian")  # the copy is frozen; an upsampler of the student's own learns
     assert all(torch.equal(v, trainer.task.teacher.state_dict()[k]) for k, v in teacher.state_dict().items())
+
+
+def test_a_students_spectra_at_several_resolutions(data, teachers, tmp_path):
+    """Parallel WaveGAN's loss, of the same pair."""
+    sizes = {"fft_sizes": [64, 128], "hop_sizes": [16, 32], "win_lengths": [48, 96]}
+    recipe = {**STUDENT, "teacher": str(teachers / "gaussian"), "spectral": {"loss": "stft", "weight": 3.0, **sizes}}
+    trainer = Trainer(recipe, data, tmp_path)
+    waves, mels = torch.randn(2, 400), torch.randn(2, 10, 12)
+    student = trainer.model
+    made = []
+    run = lambda z, mel: made.append(student(z, mel)) or made[0]
+    spectral = trainer.task.losses("model", {"model": run}, waves, mels, Draws(0, 0, 2), 0)["spectral"]
+    first = student.config.first_sample
+    want = 3 * sum(multi_resolution_stft_loss(made[0][0][:, first:], waves[:, first:], **sizes))
+    assert torch.allclose(spectral, want, rtol=1e-4)
 
 
 def test_a_student_resumes(data, teachers, tmp_path, monkeypatch):
@@ -290,6 +307,18 @@ def test_dither_goes_to_inputs_and_targets_alike():
     assert not seen[0].any() and abs(float(seen[1].std()) - 0.1) < 0.01
     # the difference of two neighbours has twice the variance
     assert losses[0.1] - losses[0.0] == pytest.approx(0.1**2 / math.exp(-8), rel=0.05)
+
+
+def test_dither_of_a_flow():
+    """A flow that is the identity: the likelihood of what it is shown."""
+    recipe = {**RECIPES["waveglow"]}
+    losses = {}
+    for dither in (0.0, 0.1):
+        task = WaveGlowTask({**recipe, "training": {**recipe["training"], "dither": dither}})
+        identity = lambda waves, mels, saving: (waves[:, None], [torch.zeros(2, 1, 4000)], [torch.zeros(())])
+        draws = Draws(0, 0, 2)
+        losses[dither] = float(task.losses("model", {"model": identity}, torch.zeros(2, 4000), None, draws, 0)["likelihood"])
+    assert losses[0.0] == 0 and losses[0.1] == pytest.approx(0.1**2 / 2, rel=0.05)
 
 
 def test_without_matplotlib_a_training_has_no_picture_but_everything_else(data, tmp_path, monkeypatch, caplog):

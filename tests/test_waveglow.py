@@ -202,6 +202,17 @@ def test_the_conditioning_of_infer_is_that_of_forward(changes):
     assert torch.allclose(model._conditioning(mel, 0, n), want + 1)
 
 
+@pytest.mark.parametrize("changes", [{}, {"upsample_kernel": 12}, {"upsample_kernel": 31, "upsample_stride": 7}])
+def test_the_upsamplers_product_is_its_transposed_convolution(changes):
+    model, mel = small(**changes).double(), torch.randn(2, 3, 5, dtype=torch.float64)
+    weights = [model.upsample.weight, model.upsample.bias]
+    want, got = model.upsample(mel), model._upsampled(mel)[:, :, : model.upsample(mel).shape[2]]
+    assert torch.allclose(got, want, rtol=0, atol=1e-14)
+    dy = torch.randn_like(want)
+    for mine, theirs in zip(torch.autograd.grad(got, weights, dy), torch.autograd.grad(want, weights, dy)):
+        assert torch.allclose(mine, theirs, rtol=0, atol=1e-12)
+
+
 def test_an_item_does_not_depend_on_the_others_or_on_the_padding():
     model, mel = small(), torch.randn(3, 3, 8)
     mel[1, :, 5:] = 1e3

@@ -1,7 +1,8 @@
 """What Parallel WaveNet is trained on: the opinion of a trained WaveNet of the samples that the student makes of noise.
 
     distillation   divergence from the teacher, and its regularisation or contrast (training/distillation.py)
-    spectral       frame or power loss against the recording
+    spectral       frame, power or multi-resolution STFT loss against the recording; the last is what Parallel WaveGAN's
+                   authors train a ClariNet student with (Yamamoto et al. 2019 and 2020)
 
 The recipe names the teacher's file or folder ("teacher", or `--teacher`). Its mel convention, pre-emphasis and gain are
 the student's too. With "teacher_upsampler" the student's mel goes through a frozen copy of the teacher's upsampler, as in
@@ -20,6 +21,7 @@ from fastvoc.errors import ConfigError
 from fastvoc.losses.frame_loss import frame_loss
 from fastvoc.losses.gaussian_kl import REGULARISATION
 from fastvoc.losses.power_loss import power_loss
+from fastvoc.losses.stft import multi_resolution_stft_loss
 from fastvoc.models.parallel_wavenet import ParallelWaveNet
 from fastvoc.models.preprocessing import Preprocessing
 from fastvoc.models.wavenet import WaveNet
@@ -27,7 +29,14 @@ from fastvoc.training.data import Corpus
 from fastvoc.training.distillation import distill
 from fastvoc.training.task import Draws, Task
 
-SPECTRAL = {"frame": frame_loss, "power": power_loss}
+
+
+def resolutions_loss(x: Tensor, y: Tensor, **sizes) -> Tensor:
+    convergence, magnitude = multi_resolution_stft_loss(x, y, **sizes)
+    return convergence + magnitude
+
+
+SPECTRAL = {"frame": frame_loss, "power": power_loss, "stft": resolutions_loss}
 
 
 class ParallelWaveNetTask(Task):
