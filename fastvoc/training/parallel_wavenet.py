@@ -30,7 +30,6 @@ from fastvoc.training.distillation import distill
 from fastvoc.training.task import Draws, Task
 
 
-
 def resolutions_loss(x: Tensor, y: Tensor, **sizes) -> Tensor:
     convergence, magnitude = multi_resolution_stft_loss(x, y, **sizes)
     return convergence + magnitude
