@@ -33,7 +33,7 @@ def gradients(net, step):
 
 def test_what_is_no_hidden_matrix_takes_adams_steps():
     ours, theirs = network(), network()
-    muon = Muon(ours.named_parameters(), lr=1e-2, adam=["1.*"])
+    muon = Muon(ours.named_parameters(), lr=4e-2, adam=["1.*"], adam_scale=0.25)
     adam = torch.optim.Adam(theirs.parameters(), lr=1e-2)
     for step in range(4):
         for net, optimizer in ((ours, muon), (theirs, adam)):

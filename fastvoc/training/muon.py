@@ -36,11 +36,12 @@ class Muon(torch.optim.Optimizer):
     momentum          of Muon, with Nesterov's look ahead
     betas, eps        of Adam
     adam              names of further parameters for Adam, * for any letters: the paper leaves it input and output layers
+    adam_scale        Adam's rate as a part of lr: what is right for matrices may wipe out a short filter in twenty steps
 
     torch.optim.Muon, of torch 2.9 and later, takes matrices alone, and no convolution's weight.
     """
 
-    def __init__(self, named_parameters, lr=2e-3, momentum=0.95, betas=(0.9, 0.999), eps=1e-8, adam=()):
+    def __init__(self, named_parameters, lr=2e-3, momentum=0.95, betas=(0.9, 0.999), eps=1e-8, adam=(), adam_scale=1.0):
         groups: dict[str, list[Tensor]] = {"muon": [], "adam": []}
         for name, parameter in named_parameters:
             matrix = parameter.dim() >= 2 and min(parameter.flatten(1).shape) >= SMALLEST
@@ -48,7 +49,7 @@ class Muon(torch.optim.Optimizer):
             groups["muon" if matrix and not named else "adam"].append(parameter)
         super().__init__(
             [{"params": parameters, "kind": kind} for kind, parameters in groups.items() if parameters],
-            {"lr": lr, "momentum": momentum, "betas": tuple(betas), "eps": eps},
+            {"lr": lr, "momentum": momentum, "betas": tuple(betas), "eps": eps, "adam_scale": adam_scale},
         )
 
     @torch.no_grad()
@@ -78,5 +79,5 @@ class Muon(torch.optim.Optimizer):
         means, squares, steps = ([self.state[p][name] for p in parameters] for name in ("mean", "square", "step"))
         torch_adam(
             parameters, [p.grad for p in parameters], means, squares, [], steps, amsgrad=False, beta1=group["betas"][0],
-            beta2=group["betas"][1], lr=group["lr"], weight_decay=0.0, eps=group["eps"], maximize=False,
+            beta2=group["betas"][1], lr=group["lr"] * group["adam_scale"], weight_decay=0.0, eps=group["eps"], maximize=False,
         )  # fmt: skip
