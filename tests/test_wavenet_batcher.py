@@ -5,6 +5,7 @@ import random
 import threading
 import time
 from concurrent.futures import CancelledError, ThreadPoolExecutor
+from contextlib import suppress
 
 import pytest
 import torch
@@ -171,8 +172,10 @@ def test_one_streams_fault_is_its_own():
         bad._stream.upsampler.take = broken
         good._stream.plan.run = run
         try:
-            for speech in (good, bad, worse):
-                speech.push(mel[:, 10:], last=True)
+            good.push(mel[:, 10:], last=True)
+            for speech in (bad, worse):
+                with suppress(OverflowError, MemoryError):  # it may have met its fault in the first ten frames already
+                    speech.push(mel[:, 10:], last=True)
             assert torch.equal(good.result(), want)
             with pytest.raises(OverflowError, match="no such frame"):
                 bad.result()
