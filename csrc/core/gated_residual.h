@@ -14,6 +14,8 @@
 #pragma once
 #include <cstdint>
 
+#include "core/minimal_filtering.h"
+
 namespace fastvoc {
 
 struct GatedResidualBackward {
@@ -40,12 +42,7 @@ struct GatedResidualBackward {
   bool minimal() const { return k == 3; }
   std::int64_t tiles() const { return (T + kTile - 1) / kTile; }
 
-  // Pair q of an item is the samples t = first_of_pair(q) and t + dilation; one at the end may lack its second.
-  std::int64_t pairs() const {
-    const std::int64_t odd = T % (2 * dilation);
-    return T / (2 * dilation) * dilation + (odd < dilation ? odd : dilation);
-  }
-  std::int64_t first_of_pair(std::int64_t q) const { return q / dilation * 2 * dilation + q % dilation; }
+  std::int64_t pairs() const { return pairs_of(T, dilation); }
   std::int64_t input_tiles() const { return minimal() ? (pairs() + kPairs - 1) / kPairs : tiles(); }
 
   std::int64_t units(Phase phase) const {

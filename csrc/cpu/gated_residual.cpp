@@ -153,7 +153,7 @@ void input_pairs(const Job& job, std::int64_t b, std::int64_t q0, std::int64_t q
   std::memset(zeros, 0, G * sizeof(float));
   int seconds = 0;
   for (int i = 0; i < n; ++i) {
-    const std::int64_t t = job.first_of_pair(q0 + i);
+    const std::int64_t t = first_of_pair(q0 + i, job.dilation);
     seconds += t + d < job.T;
     const float* rows[4];
     rows_from(job, da, G, t + job.left - 2 * d, zeros, rows);
@@ -163,7 +163,7 @@ void input_pairs(const Job& job, std::int64_t b, std::int64_t q0, std::int64_t q
     multiply(j < 3 ? n : seconds, R, G, operands + j * Job::kPairs * G, G, 1, job.w_in + std::int64_t(j) * G * R, R,
              products + j * apart, R, false);
   for (int p = 0; p < n; ++p) {
-    const std::int64_t t = job.first_of_pair(q0 + p);
+    const std::int64_t t = first_of_pair(q0 + p, job.dilation);
     vectors(R, [&](int i, int n) {
       const float* s = products + p * R + i;
       const vfloat s1 = load_some(s + apart, n), s2 = load_some(s + 2 * apart, n);
@@ -215,7 +215,7 @@ void combine_gradients(const Job& job, std::int64_t b, std::int64_t q0, int n, s
   const float* da = job.da + b * job.T * G + m;
   const std::int64_t apart = Job::kChunk * Job::kRows;
   for (int p = 0; p < n; ++p, to += Job::kRows) {
-    const std::int64_t t = job.first_of_pair(q0 + p);
+    const std::int64_t t = first_of_pair(q0 + p, job.dilation);
     const float *first = da + t * G, *second = t + job.dilation < job.T ? da + (t + job.dilation) * G : zeros;
     vectors(rows, [&](int i, int n) {
       const vfloat g0 = load_some(first + i, n), g1 = load_some(second + i, n), half = splat(0.5f);
@@ -238,7 +238,7 @@ void weights_in_pairs(const Job& job, std::int64_t m0, std::int64_t m1, float* s
       const int n = int(job.pairs() - q0 < Job::kChunk ? job.pairs() - q0 : Job::kChunk);
       for (int i = 0; i < n; ++i) {
         const float* rows[4];
-        rows_from(job, job.u + b * job.T * R, R, job.first_of_pair(q0 + i) - job.left, zeros, rows);
+        rows_from(job, job.u + b * job.T * R, R, first_of_pair(q0 + i, job.dilation) - job.left, zeros, rows);
         combine(rows, inputs + i * R, Job::kChunk * R, R);
       }
       for (std::int64_t m = m0; m < m1; m += Job::kRows) {

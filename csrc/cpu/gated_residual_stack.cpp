@@ -10,6 +10,7 @@
 // a layer, and rows outside the signal are taken as -step, which cancels it there.
 #include "core/gated_residual_stack.h"
 
+#include "core/minimal_filtering.h"
 #include "core/parallel.h"
 #include "cpu/products.h"
 
@@ -132,12 +133,8 @@ class Run {
     f(first, n / n_threads_ * (thread_ + 1) + n % n_threads_ * (thread_ + 1) / n_threads_);
   }
 
-  // Of one batch entry: what its samples are shared out in. With minimal filtering pairs; pair q is the samples t and t + d,
-  // t = q / d·2d + q % d; one at the end may lack its second.
-  std::int64_t units_of_entry(int l) const {
-    const std::int64_t d = s_.layers[l].dilation, odd = job_.T % (2 * d);
-    return kMinimal ? job_.T / (2 * d) * d + (odd < d ? odd : d) : job_.T;
-  }
+  // Of one batch entry: what its samples are shared out in, samples or pairs.
+  std::int64_t units_of_entry(int l) const { return kMinimal ? pairs_of(job_.T, s_.layers[l].dilation) : job_.T; }
   std::int64_t units(int l) const { return job_.B * (job_.project ? job_.T : units_of_entry(l)); }
 
   // Inputs as the products read them.
@@ -183,7 +180,7 @@ class Run {
         const std::int64_t n = last - unit < of_entry - q ? last - unit : of_entry - q;
         unit += n;
         tile.n = tile.first = int(n);
-        for (int i = 0; i < n; ++i) tile.times[i] = kMinimal ? (q + i) / d * 2 * d + (q + i) % d : q + i;
+        for (int i = 0; i < n; ++i) tile.times[i] = kMinimal ? first_of_pair(q + i, d) : q + i;
         if (kMinimal)
           for (int i = 0; i < n && tile.times[i] + d < T; ++i) tile.times[tile.n++] = tile.times[i] + d;
         if (b != tile.b) tile.b = b, prepare(l, b, tile);

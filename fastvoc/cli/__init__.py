@@ -61,7 +61,8 @@ def _signals_raise():
         return
 
     def end(number, _frame):
-        sys.unraisablehook = lambda _: None  # what is cut off while it is built complains when it is deleted: wave's reader
+        # For the rest of the process: what is cut off while it is built, like wave's reader, complains when it is deleted
+        sys.unraisablehook = lambda _: None
         raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
 
     before = {signal.SIGTERM: signal.signal(signal.SIGTERM, end)}

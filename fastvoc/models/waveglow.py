@@ -214,11 +214,8 @@ class WaveGlow(Generation):
         """`upsample` by one product of each frame and those before it, (B, n_mels, (n_frames + n_taps - 1) · hop): beside
         torch's own transposed convolution it takes half of the time or less.
         """
-        weight, hop, M = self.upsample.weight, self.hop_length, self.n_mels
-        n_taps = -(-weight.shape[2] // hop)
-        taps = F.pad(weight, (0, n_taps * hop - weight.shape[2])).unflatten(2, (n_taps, hop)).permute(2, 0, 1, 3)
-        frames = F.pad(mel, (n_taps - 1, n_taps - 1)).transpose(1, 2)
-        n = mel.shape[2] + n_taps - 1
-        seen = torch.cat([frames[:, n_taps - 1 - q : n_taps - 1 - q + n] for q in range(n_taps)], 2)
-        c = (seen @ taps.reshape(n_taps * M, M * hop)).unflatten(2, (M, hop)).transpose(1, 2)
+        hop, M = self.hop_length, self.n_mels
+        taps = self._taps(self.upsample.weight)
+        seen = self._seen(mel, 0, mel.shape[2] + len(taps) - 1)
+        c = (seen @ taps.reshape(-1, M * hop)).unflatten(2, (M, hop)).transpose(1, 2)
         return (c + self.upsample.bias[:, None, None]).flatten(2)

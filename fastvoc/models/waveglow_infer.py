@@ -119,11 +119,8 @@ class Generation(Vocoder):
         """Groups low … high - 1 of `conditioning`, from the frames that they depend on."""
         hop, group = self.hop_length, self.config.n_group
         weight, bias = self._phases()
-        n_taps = weight.shape[0] // self.n_mels
         first, last = low * group // hop, -(-high * group // hop)
-        frames = F.pad(mel.transpose(1, 2), (0, 0, n_taps - 1, 0))  # frame f is row f + n_taps - 1
-        seen = torch.cat([frames[:, first + q : last + q] for q in range(n_taps)], 2)
-        c = F.linear(seen, weight.t(), bias).reshape(mel.shape[0], -1, self.n_mels)
+        c = F.linear(self._seen(mel, first, last), weight.t(), bias).reshape(mel.shape[0], -1, self.n_mels)
         skipped = low * group - first * hop  # samples that frame `first` makes before group `low`
         return c[:, skipped : skipped + (high - low) * group].unflatten(1, (high - low, group)).transpose(2, 3).flatten(2)
 
@@ -135,11 +132,21 @@ class Generation(Vocoder):
         w, hop = self.upsample.weight, self.hop_length
         stamp = tuple((p.data_ptr(), 0 if p.is_inference() else p._version, p.dtype) for p in (w, self.upsample.bias))
         if self._upsampler is None or self._upsampler[0] != stamp:
-            n_taps = -(-w.shape[2] // hop)
-            taps = F.pad(w.detach(), (0, n_taps * hop - w.shape[2])).unflatten(2, (n_taps, hop))
-            weight = taps.flip(2).permute(2, 0, 3, 1).flatten(2).flatten(0, 1)  # the oldest frame first
+            weight = self._taps(w.detach()).transpose(2, 3).flatten(2).flatten(0, 1)
             self._upsampler = stamp, weight.contiguous(), self.upsample.bias.detach().repeat(hop)
         return self._upsampler[1:]
+
+    def _taps(self, weight: Tensor) -> Tensor:
+        """The upsampler's weight (n_mels, n_mels, kernel) by the frame it meets, newest first: (n_taps, n_mels, n_mels, hop)."""
+        n_taps = -(-weight.shape[2] // self.hop_length)
+        padded = F.pad(weight, (0, n_taps * self.hop_length - weight.shape[2]))
+        return padded.unflatten(2, (n_taps, self.hop_length)).permute(2, 0, 1, 3)
+
+    def _seen(self, mel: Tensor, first: int, last: int) -> Tensor:
+        """Frames first … last - 1, each before the n_taps - 1 older ones, zeros outside: (B, last - first, n_taps · n_mels)."""
+        n_taps = -(-self.upsample.kernel_size[0] // self.hop_length)
+        frames = F.pad(mel, (n_taps - 1, n_taps - 1)).transpose(1, 2)
+        return torch.cat([frames[:, first + q : last + q] for q in reversed(range(n_taps))], 2)
 
     def __getstate__(self):
         return {**self.__dict__, "_upsampler": None}  # made anew where the copy is used
